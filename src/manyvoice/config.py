@@ -1,0 +1,237 @@
+"""Run files: YAML and ``a.b=c`` overrides to validated settings, every mistake reported at once.
+
+A run file says what is different from the defaults below; ``run.yaml`` in the run's folder says all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from manyvoice.errors import ConfigError, Mistake, UsageError
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Manifests = str | list[str]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class CorpusConfig(_Section):
+    """What is trained on, what chooses, and what reports.
+
+    Args: train, dev, test: a manifest, a folder, ``hf:name``, or a list of them.  dev_share: where there is no
+        ``dev``, this share of the training speakers (of the utterances, where speakers are unknown) is kept for it.
+        skip_bad: leave bad rows out, counted and listed.  cache: keep features on disk, where nothing changes audio.
+        licence: of the data, for the model card.
+    """
+
+    train: Manifests
+    dev: Manifests | None = None
+    test: Manifests | None = None
+    dev_share: Share = 0.1
+    skip_bad: bool = False
+    cache: bool = True
+    licence: str | None = None
+
+
+class TokenizerConfig(_Section):
+    """Label units, learned from the training text unless the model brings its own."""
+
+    kind: Literal["words", "characters", "sentencepiece"] = "sentencepiece"
+    size: Positive = 256
+    normalise: bool = True
+
+
+class ModelConfig(_Section):
+    """A preset with changes, or a model to start from: a folder or a hub id."""
+
+    preset: str | None = "tiny"
+    base: str | None = None
+    settings: dict[str, Any] = {}
+    freeze_batchnorm: bool | None = None
+
+
+class AugmentConfig(_Section):
+    """What is done to training audio; see ``manyvoice.data.augment``."""
+
+    speed: list[float] = []
+    noise: Share = 0.0
+    snr_db: tuple[float, float] = (10.0, 30.0)
+    volume_db: Annotated[float, Field(ge=0.0, le=60.0)] = 0.0
+    freq_masks: Annotated[int, Field(ge=0)] = 2
+    freq_width: Annotated[int, Field(ge=0)] = 15
+    time_masks: Annotated[int, Field(ge=0)] = 2
+    time_share: Share = 0.05
+
+
+class BatchConfig(_Section):
+    """Batches of one duration bin each; ``accumulate`` of them make a step."""
+
+    seconds: Annotated[float, Field(gt=0)] = 120.0
+    bins: Positive = 10
+    accumulate: Positive = 1
+
+
+class OptimizerConfig(_Section):
+    """How weights move."""
+
+    name: Literal["adamw", "scaledadam"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 4e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["one_cycle", "eden", "inverse_sqrt", "constant"] = "one_cycle"
+    warmup: Share = 0.1
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+class TrainConfig(_Section):
+    """How long, how precise, and what is kept. ``every`` counts steps; 0 is once an epoch."""
+
+    epochs: Positive = 20
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    keep_last: Positive = 2
+    keep_best: Positive = 1
+    average: Annotated[int, Field(ge=1)] = 1
+    activation_checkpointing: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 0
+
+
+class RunConfig(_Section):
+    """One training run; ``output`` is the folder it writes."""
+
+    output: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+    def fingerprint(self) -> str:
+        """sha256 of everything but ``output`` and how the work is spread; equal runs give equal models."""
+        settings = self.model_dump(mode="json")
+        settings.pop("output")
+        for name in ("workers", "threads"):
+            settings["train"].pop(name)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """All settings, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A run file with overrides applied.
+
+    Paths in it are relative to the folder the command is given in, as on a command line.
+    Raises: ConfigError that lists every mistake; UsageError for a file that is no YAML mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"run file {path}: cannot be read ({error}); give the path of a YAML file") from error
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        place = str(error).replace("\n", " ")
+        raise UsageError(f"run file {path}: not YAML ({place}); check indentation and colons there") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"run file {path}: must be a mapping such as `output: runs/mine`, but is {settings!r:.80}")
+    return make_run(settings, overrides, where=f"run file {path}")
+
+
+def make_run(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "run") -> RunConfig:
+    """Validated settings from a nested mapping and ``a.b=c`` overrides. ConfigError lists every mistake."""
+    nested: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    mistakes = [m for o in overrides if (m := _override(nested, o)) is not None]
+    try:
+        run = RunConfig.model_validate(nested)
+    except ValidationError as error:
+        mistakes += [_mistake(e) for e in error.errors()]
+        raise ConfigError(where, mistakes) from None
+    mistakes += _across(run)
+    if mistakes:
+        raise ConfigError(where, mistakes)
+    return run
+
+
+def _override(nested: dict[str, Any], override: str) -> Mistake | None:
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        return Mistake("override", override, "must look like a.b=c", "for example train.epochs=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return Mistake(path, text, "is not a YAML value", "quote it")
+    for key in keys[:-1]:
+        nested = nested.setdefault(key, {})
+        if not isinstance(nested, dict):
+            return Mistake(path, text, f"{key} is a value, not a section", "set it as a whole")
+    nested[keys[-1]] = value
+    return None
+
+
+def _mistake(error: Any) -> Mistake:
+    """One of pydantic's errors in our words."""
+    parts = [str(p) for p in error["loc"]]
+    # pydantic names the branch of a union in the location; users never wrote it
+    field = ".".join(p for p in parts if not p.startswith(("list[", "constrained", "function-")) and p != "str")
+    if error["type"] == "extra_forbidden":
+        names = _fields_at(parts[:-1])
+        close = get_close_matches(parts[-1], names, n=1)
+        way = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+        return Mistake(field, error["input"], "no such setting", way)
+    if error["type"] == "missing":
+        return Mistake(field, None, "must be given", f"add `{field}: ...` to the run file")
+    context = error.get("ctx", {})
+    way = f"give {context['expected']}" if "expected" in context else "change the value"
+    return Mistake(field, error["input"], error["msg"][:1].lower() + error["msg"][1:], way)
+
+
+def _fields_at(parts: Sequence[str]) -> list[str]:
+    section: Any = RunConfig
+    for part in parts:
+        field = section.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        section = field.annotation
+    return sorted(section.model_fields)
+
+
+def _across(run: RunConfig) -> list[Mistake]:
+    """Rules that join two settings."""
+    mistakes = []
+    if run.model.preset is None and run.model.base is None:
+        mistakes.append(Mistake("model", None, "needs a preset or a base", "set model.preset: tiny"))
+    if run.model.base is not None and run.model.settings:
+        mistakes.append(
+            Mistake("model.settings", run.model.settings, "cannot change the shape of a base", "drop one of the two")
+        )
+    low, high = run.augment.snr_db
+    if low > high:
+        mistakes.append(Mistake("augment.snr_db", [low, high], "must be low, high", f"give [{high}, {low}]"))
+    if run.train.average > run.train.keep_last:
+        mistakes.append(
+            Mistake(
+                "train.average",
+                run.train.average,
+                f"averages more checkpoints than train.keep_last = {run.train.keep_last} keeps",
+                f"set train.keep_last={run.train.average}",
+            )
+        )
+    return mistakes
