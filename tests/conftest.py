@@ -1,4 +1,4 @@
-"""A stricter world than users have: deterministic, seeded, offline, one thread, warnings are errors (pyproject.toml)."""
+"""A stricter world than users have: deterministic, seeded, offline, one thread. Warnings are errors: pyproject.toml."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def strict() -> Iterator[None]:
     deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
         yield
     torch.set_num_threads(threads)

@@ -83,12 +83,16 @@ class BatchConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """How weights move."""
+    """How weights move.
+
+    Args: lr, weight_decay: without a value 4e-4 and 0.01 for AdamW, 0.045 and 0 for ScaledAdam (icefall's Zipformer).
+        warmup: share of all steps.  clip: of the gradient's norm; ScaledAdam clips by a rule of its own.
+    """
 
     name: Literal["adamw", "scaledadam"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 4e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    schedule: Literal["one_cycle", "eden", "inverse_sqrt", "constant"] = "one_cycle"
+    lr: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    schedule: Literal["onecycle", "eden", "inverse-sqrt", "constant"] = "onecycle"
     warmup: Share = 0.1
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 

@@ -36,7 +36,7 @@ class AudioLimits:
 
     The defaults admit an hour of 16 kHz speech on four channels and stop a forged header before it fills memory.
 
-    Args: max_seconds: of sound decoded.  max_bytes: of decoded float32 samples, all channels.  max_channels: in the file.
+    Args: max_seconds: of sound decoded.  max_bytes: of decoded float32, all channels.  max_channels: in the file.
     """
 
     max_seconds: Seconds = Seconds(3600.0)
@@ -53,6 +53,7 @@ class AudioInfo(NamedTuple):
 
 
 DEFAULT_LIMITS: Final = AudioLimits()
+START: Final = Seconds(0.0)
 
 
 def audio_info(sound: Sound) -> AudioInfo:
@@ -67,7 +68,7 @@ def audio_info(sound: Sound) -> AudioInfo:
 def read_audio(
     sound: Sound,
     *,
-    offset: Seconds = Seconds(0.0),
+    offset: Seconds = START,
     duration: Seconds | None = None,
     rate: int = 16_000,
     channel: int | None = None,

@@ -186,7 +186,7 @@ def augment_audio(
 
 
 def spec_augment(features_BTF: Tensor, len_B: Tensor, settings: Augment, generators: Sequence[Generator]) -> Tensor:
-    """Zero random bands of frequency and stretches of time. Park et al., arXiv:1904.08779, without warping.
+    """SpecAugment without warping: zero bands of frequency and stretches of time. Park et al., arXiv:1904.08779.
 
     Per mask over features: width ~ U{0..freq_width}, start ~ U{0..F - width}. Per mask over time:
     width ~ U{0..floor(time_share * len)}, start ~ U{0..len - width}: a share of the utterance, as in adaptive masking

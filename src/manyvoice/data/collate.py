@@ -35,14 +35,14 @@ class Features(ABC):
 class LiveFeatures(Features):
     """Audio decoded, augmented and analysed each time."""
 
-    def __init__(self, corpus: Corpus, log_mel: LogMel, augment: Augment, seed: int) -> None:
+    def __init__(self, corpus: Corpus, log_mel: LogMel, augment: Augment | None = None, seed: int = 0) -> None:
         self.corpus, self.log_mel, self.augment, self.seed = corpus, log_mel, augment, seed
 
     def of(self, index: int, epoch: int) -> Tensor:
         """T F; waveform augmentation follows from (seed, epoch, utterance id)."""
         utterance = self.corpus[index]
         samples_N = utterance.audio.read(self.log_mel.rate)
-        if self.augment.changes_audio:
+        if self.augment is not None and self.augment.changes_audio:
             samples_N = augment_audio(
                 samples_N, self.augment, seed=self.seed, epoch=epoch, utterance=utterance.id
             )
@@ -152,6 +152,8 @@ def read_ahead(collator: Collator, batches: Sequence[np.ndarray], epoch: int, wo
         batch_size=None,
         shuffle=False,
         num_workers=workers,
+        # its own: a loader draws a seed from the global stream, which would shift dropout after a resume
+        generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
     )
     return iter(loader)

@@ -1,13 +1,12 @@
 """The lines of a large text file, indexed once and read one at a time.
 
-    N lines that are not blank
+N lines that are not blank
 """
 
 from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -29,25 +28,29 @@ _UNPACKED: Final = 64 << 30  # no manifest is larger; a compression bomb is
 class LineFile:
     """Random access to the lines of a text file, plain or ``.gz``; in memory are only their places.
 
-    ``quoted`` lets a line end stand inside double quotes, as CSV does. A ``.gz`` file is unpacked into an unnamed
-    temporary file, once per process that was not forked. Safe to fork, pickle and read from several threads: reads
-    name their place, no position is shared.
+    Several files are read as one, so that thousands of shards need one open file. ``quoted`` lets a line end stand
+    inside double quotes, as CSV does. A ``.gz`` file, or several files, are unpacked into an unnamed temporary file,
+    once per process that was not forked. Safe to fork, pickle and read from several threads: reads name their place,
+    no position is shared.
 
-    Raises: CorpusError if the file cannot be read, is damaged, or changes while in use.
+    Raises: CorpusError if a file cannot be read, is damaged, or changes while in use.
     """
 
-    def __init__(self, path: str | Path, *, quoted: bool = False):
-        self.path = Path(path).absolute()
-        self.shown = str(path)
+    def __init__(self, path: str | Path, *more: str | Path, quoted: bool = False):
+        self._shown = [str(part) for part in (path, *more)]
+        self.paths = tuple(Path(part).absolute() for part in (path, *more))
         self._unpacked: BinaryIO | None = None
         self._block: tuple[int, tuple[bytes, ...]] = (0, ())
         self._last = -2
+        self._first_byte = np.zeros(1, dtype=np.int64)
+        self._first_line = np.zeros(1, dtype=np.int64)
         try:
             with self._open() as file:
                 self._stamp = self._stamp_of(file)
-                self._starts_N1, self._numbers_N = _index(file, self.shown, quoted)
+                self._starts_N1, self._numbers_N = _index(file, self._shown[0], quoted)
         except OSError as error:
-            raise CorpusError(f"{self.shown}: cannot be read: {error}; check the path and the permissions") from error
+            raise CorpusError(f"{path}: cannot be read: {error}; check the path and the permissions") from error
+        self._parts_N = np.searchsorted(self._first_byte, self._starts_N1[:-1], side="right").astype(np.int32) - 1
 
     def __len__(self) -> int:
         return len(self._numbers_N)
@@ -55,41 +58,59 @@ class LineFile:
     def line(self, i: int) -> bytes:
         """The i-th line that is not blank, without its line end."""
         first, block = self._block
-        if first <= i < first + len(block):
-            self._last = i
-            return block[i - first]
-        stop = min(len(self), i + (_AHEAD if i == self._last + 1 else 1))
-        lines = tuple(self._fetch(i, stop))
+        if not first <= i < first + len(block):
+            stop = min(len(self), i + (_AHEAD if i == self._last + 1 else 1))
+            first, block = i, tuple(self._fetch(i, stop))
+            self._block = (first, block)
         self._last = i
-        self._block = (i, lines)
-        return lines[0]
+        return block[i - first]
 
-    def number(self, i: int) -> int:
-        """The number of the i-th line in the file, counted from 1 as editors do."""
-        return int(self._numbers_N[i])
+    def part(self, i: int) -> int:
+        """Which of the files the i-th line stands in."""
+        return int(self._parts_N[i])
+
+    def counts(self) -> list[int]:
+        """Lines in each of the files."""
+        return [int(n) for n in np.bincount(self._parts_N, minlength=len(self.paths))]
 
     def where(self, i: int) -> str:
-        """File and line, for a message."""
-        return f"{self.shown}:{self.number(i)}"
+        """File and line, counted from 1 as editors do, for a message."""
+        part = self.part(i)
+        return f"{self._shown[part]}:{int(self._numbers_N[i]) - int(self._first_line[part])}"
 
     def _fetch(self, start: int, stop: int) -> Iterator[bytes]:
         at = int(self._starts_N1[start])
         try:
             with self._open() as file:
                 if self._stamp_of(file) != self._stamp:
-                    raise CorpusError(f"{self.shown}: has changed since it was opened; open the corpus again")
+                    raise CorpusError(f"{self._shown[0]}: has changed since it was opened; open the corpus again")
                 data = os.pread(file.fileno(), int(self._starts_N1[stop]) - at, at)
         except OSError as error:
-            raise CorpusError(f"{self.shown}: cannot be read: {error}; restore the file") from error
+            raise CorpusError(f"{self._shown[0]}: cannot be read: {error}; restore the file") from error
         for k in range(start, stop):
             yield data[int(self._starts_N1[k]) - at : int(self._starts_N1[k + 1]) - at].strip(b"\r\n")
 
     def _open(self) -> BinaryIO:
-        if self.path.suffix != ".gz":
-            return self.path.open("rb", buffering=0)
+        if len(self.paths) == 1 and self.paths[0].suffix != ".gz":
+            return self.paths[0].open("rb", buffering=0)
         if self._unpacked is None:
-            self._unpacked = _unpack(self.path, self.shown)
+            self._unpacked = self._unpack()
         return os.fdopen(os.dup(self._unpacked.fileno()), "rb", buffering=0)
+
+    def _unpack(self) -> BinaryIO:
+        target: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  closed by __del__
+        first_byte, first_line, lines = [], [], 0
+        try:
+            for path, shown in zip(self.paths, self._shown, strict=True):
+                first_byte.append(target.tell())
+                first_line.append(lines)
+                lines += _append(path, shown, target)
+            target.flush()
+        except BaseException:
+            target.close()
+            raise
+        self._first_byte, self._first_line = np.asarray(first_byte), np.asarray(first_line)
+        return target
 
     def _stamp_of(self, file: BinaryIO) -> tuple[int, int]:
         status = os.fstat(file.fileno())
@@ -104,49 +125,63 @@ class LineFile:
             unpacked.close()
 
 
-def _unpack(path: Path, shown: str) -> BinaryIO:
-    target: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  closed by its owner
+def _append(path: Path, shown: str, target: BinaryIO) -> int:
+    """Add a file, unpacked and ended with a line end; how many lines it has."""
+    lines, end = 0, b"\n"
     try:
-        with gzip.open(path, "rb") as packed:
-            while block := packed.read(_CHUNK):
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as source:
+            while block := source.read(_CHUNK):
                 target.write(block)
+                lines, end = lines + block.count(b"\n"), block[-1:]
                 if target.tell() > _UNPACKED:
                     raise CorpusError(f"{shown}: unpacks to more than {_UNPACKED >> 30} GiB; unpack it yourself")
-        target.flush()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        target.close()
         raise CorpusError(f"{shown}: is damaged as a gzip file: {error}; copy it again or unpack it") from error
-    except (OSError, CorpusError):
-        target.close()
-        raise
-    return target
+    if end == b"\n":
+        return lines
+    target.write(b"\n")
+    return lines + 1
 
 
 def _index(file: BinaryIO, shown: str, quoted: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each line that is not blank starts (one more for the end), and its number."""
+    """Where each line that is not blank starts, with the size of the file after the last; and the line's number."""
     file.seek(0)
     starts: list[NDArray[np.int64]] = []
-    numbers: list[NDArray[np.int64]] = []
-    at, number, rest, last = 0, 1, b"", False
-    while not last:
+    numbers: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+    at, number, rest, more = 0, 1, b"", True
+    while more:
         fresh = file.read(_CHUNK)
-        last = not fresh
-        chunk = rest + fresh + (b"\n" if last and rest else b"")
+        more = bool(fresh)
+        if not more and not rest:
+            break
+        chunk = rest + (fresh or b"\n")
         bytes_C = np.frombuffer(chunk, dtype=np.uint8)
         breaks = np.flatnonzero(bytes_C == 10)
-        ends = _outside_quotes(bytes_C, breaks) if quoted and not (last and rest) else np.arange(len(breaks))
-        if last and rest:
-            ends = np.asarray([len(breaks) - 1])
-        if len(ends) == 0:
-            _check_longest(chunk, shown, number)
-            rest = chunk
-            continue
-        begin = np.concatenate([[0], breaks[ends[:-1]] + 1])
-        first_line = number + np.concatenate([[0], ends[:-1] + 1])
-        full = np.maximum.reduceat(bytes_C, begin) > 32
-        starts.append((at + begin[full]).astype(np.int64))
-        numbers.append(first_line[full].astype(np.int64))
-        used = int(breaks[ends[-1]]) + 1
-        rest, at, number = chunk[used:], at + used, number + int(ends[-1]) + 1
-    starts.append(np.asarray([at - 1 if rest else at], dtype=np.int64))
-    return np.concatenate(starts), np.concatenate(numbers) if numbers else np.zeros(0, dtype=np.int64)
+        if not more:
+            ends = np.asarray([len(breaks) - 1])  # whatever is left is one line, even inside a quote never closed
+        elif quoted:
+            ends = _outside_quotes(bytes_C, breaks)
+        else:
+            ends = np.arange(len(breaks))
+        if len(ends):
+            begin = np.concatenate([[0], breaks[ends[:-1]] + 1])
+            full = np.maximum.reduceat(bytes_C, begin) > ord(" ")
+            starts.append(at + begin[full])
+            numbers.append(number + np.concatenate([[0], ends[:-1] + 1])[full])
+            used = int(breaks[ends[-1]]) + 1
+            chunk, at, number = chunk[used:], at + used, number + int(ends[-1]) + 1
+        rest = chunk
+        if len(rest) > _LONGEST:
+            raise CorpusError(
+                f"{shown}:{number}: a line of more than {_LONGEST >> 20} MiB; rows must stand on lines of their own, "
+                "and quotes must be closed"
+            )
+    size = os.fstat(file.fileno()).st_size
+    return np.concatenate([*starts, [size]]).astype(np.int64), np.concatenate(numbers).astype(np.int64)
+
+
+def _outside_quotes(bytes_C: NDArray[np.uint8], breaks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which line ends have an even number of double quotes before them."""
+    quotes = np.flatnonzero(bytes_C == ord('"'))
+    even: NDArray[np.int64] = np.flatnonzero(np.searchsorted(quotes, breaks) % 2 == 0)
+    return even

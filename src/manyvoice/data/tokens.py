@@ -64,13 +64,10 @@ class Tokenizer:
         unknown = backend.token_to_id(UNKNOWN)
         if unknown is None:
             return set()
-        normal = self.normalise(text)
         encoding = backend.encode(text, add_special_tokens=False)
-        return {
-            normal[start:stop].strip()
-            for i, (start, stop) in zip(encoding.ids, _normal_offsets(encoding), strict=True)
-            if i == unknown
-        }
+        # offsets count in the text as it was given, before normalisation
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return {text[start:stop].strip() for i, (start, stop) in pairs if i == unknown}
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
@@ -86,10 +83,6 @@ class Tokenizer:
             return cls(ParakeetTokenizer.from_pretrained(str(folder), local_files_only=True))
         except (ValueError, OSError, KeyError, TypeError) as error:
             raise ModelError(f"{path}: not a tokenizer that Transformers reads ({error})") from error
-
-
-def _normal_offsets(encoding: tokenizers.Encoding) -> list[tuple[int, int]]:
-    return [(int(start), int(stop)) for start, stop in encoding.offsets]
 
 
 def train_tokenizer(texts: Iterable[str], kind: TokenizerKind, *, size: int = 256, normalise: bool = True) -> Tokenizer:

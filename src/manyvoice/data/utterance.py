@@ -1,6 +1,6 @@
 """One utterance of a corpus, and where its sound lies.
 
-    N samples
+N samples
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from manyvoice.data.audio import AudioInfo, Samples, audio_info, read_audio, resample
 from manyvoice.errors import AudioError
 from manyvoice.types import Seconds
-
 
 T = TypeVar("T")
 

@@ -80,7 +80,8 @@ def read_entries(path: Path) -> Iterator[Entry]:
         if section != f"\\{order}-grams:":
             lines.refuse(rf"expected \{order}-grams: but found {section!r}")
         seen: set[tuple[str, ...]] = set()
-        for section in rows:  # noqa: B020, the line that ends a section is the next one's title
+        # The line that ends a section is the title of the next.
+        for section in rows:
             if section.startswith("\\") and (SECTION.fullmatch(section) or section == "\\end\\"):
                 break
             entry = _entry(lines, section, order)

@@ -181,9 +181,7 @@ class Hotwords(Part):
     """
 
     def __init__(self, weights: Mapping[str, float], strings: Sequence[str], boundary: WordBoundary):
-        self._texts = [
-            " " + string if boundary == "every" else string.replace(WORD_START, " ") for string in strings
-        ]
+        self._texts = [" " + string if boundary == "every" else string.replace(WORD_START, " ") for string in strings]
         check_hotwords(weights, set("".join(self._texts)))
         self._next: list[dict[str, int]] = [{}]
         self._spaced = [False]

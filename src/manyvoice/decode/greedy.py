@@ -1,6 +1,6 @@
 """Best-path decoding of CTC: the most probable token of each frame, repeats collapsed, blanks dropped.
 
-    B utterances   T encoder frames   V vocabulary, blank included
+B utterances   T encoder frames   V vocabulary, blank included
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ def best_paths(logp_BTV: Tensor, len_B: Tensor, blank: int) -> list[BestPath]:
 
 
 def check_emissions(logp_BTV: Tensor, len_B: Tensor, blank: int) -> None:
-    """Raises: DecodeError if the shapes, a length or the blank do not fit together, or a frame inside a length is NaN."""
+    """Raises: DecodeError if the shapes, a length or the blank do not fit, or if a frame inside a length is NaN."""
     if logp_BTV.ndim != 3 or not logp_BTV.is_floating_point():
         raise DecodeError(
             f"logp_BTV must be a float tensor of B T V, but is {logp_BTV.dtype} of shape {tuple(logp_BTV.shape)}"
         )
     B, T, V = logp_BTV.shape
     if tuple(len_B.shape) != (B,):
-        raise DecodeError(f"len_B must hold one length for each of the {B} utterances, but has shape {tuple(len_B.shape)}")
+        raise DecodeError(
+            f"len_B must hold one length for each of the {B} utterances, but has shape {tuple(len_B.shape)}"
+        )
     if not 0 <= blank < V:
         raise DecodeError(f"blank must be a token id below {V}, but is {blank}")
     for b, length in enumerate(len_B.tolist()):

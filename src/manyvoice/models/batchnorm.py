@@ -13,7 +13,7 @@ the number of ranks. Parameters and buffers keep their names: the saved folder i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
@@ -107,6 +107,28 @@ def settle(model: nn.Module) -> None:
         momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         norm.running_mean.lerp_(mean_D, momentum)
         norm.running_var.lerp_(var_D, momentum)
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, forwards: Iterator[Callable[[], object]]) -> None:
+    """Measure the running statistics again as the plain mean over some forward passes; the rest stays in inference.
+
+    Args: forwards: each runs the model on one batch of training data without augmentation.
+    """
+    norms = list(masked_norms(model))
+    before = [(norm.momentum, norm.frozen) for norm in norms]
+    was_training = model.training
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum, norm.frozen = None, False
+    for forward in forwards:
+        forward()
+        settle(model)
+    for norm, (momentum, frozen) in zip(norms, before, strict=True):
+        norm.momentum, norm.frozen = momentum, frozen
+    model.train(was_training)
 
 
 def _pending_sum(norm: MaskedBatchNorm) -> Tensor:

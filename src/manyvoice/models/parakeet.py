@@ -138,12 +138,12 @@ class ParakeetCTC(Family):
         encoder = self._encoder(model)
         mask_BT = mask_of(len_B, features_BTF.shape[1])
         out_len_B = self._lengths(model, len_B)
-        if encoder.training:
+        norms = [layer.conv.norm for layer in encoder.layers if isinstance(layer.conv.norm, MaskedBatchNorm)]
+        if any(norm.training for norm in norms):
             longest = int(self._lengths(model, torch.tensor([features_BTF.shape[1]])))
             valid_BT = mask_of(out_len_B, longest)
-            for layer in encoder.layers:
-                if isinstance(layer.conv.norm, MaskedBatchNorm):
-                    layer.conv.norm.see(valid_BT)
+            for norm in norms:
+                norm.see(valid_BT)
         out = encoder(features_BTF, attention_mask=mask_BT)
         return Padded(x=out.last_hidden_state, len_B=out_len_B)
 

@@ -129,13 +129,15 @@ class ScaledAdam(Optimizer):
             return [1.0 if v is None else _clip(g, v) for g, v in zip(self.param_groups, values, strict=True)]
         for group, params in zip(self.param_groups, present, strict=True):
             group["skipped_steps"] += 1
-            torch._foreach_zero_([p.grad for p in params])
+            if params:
+                torch._foreach_zero_(_grads(params))
         return [1.0] * len(present)
 
     def _norm(self, params: Sequence[Tensor]) -> Tensor:
-        norms = torch._foreach_norm([p.grad for p in params])
+        norms = torch._foreach_norm(_grads(params))
         scales = [self.state[p].get("rms", SCALAR_LR) for p in params]
-        return torch.stack([(n * s).to(norms[0]) for n, s in zip(norms, scales, strict=True)]).norm()
+        scaled = [(n * s).to(norms[0]) for n, s in zip(norms, scales, strict=True)]
+        return torch.stack(scaled).square().sum().sqrt()
 
     def _stacks(self, params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Parameters of one shape at one step of their own, so that a stack shares its bias corrections."""
@@ -152,7 +154,7 @@ class ScaledAdam(Optimizer):
         (b1, b2), lr, scalar = group["betas"], group["lr"], params[0].numel() == 1
         gathered = {key: _stacked([s[key] for s in states]) for key in states[0] if key != "step"}
         w, m, v = _stacked(params), gathered["momentum"], gathered["square"]
-        g = _stacked([p.grad for p in params if p.grad is not None]) * scale
+        g = _stacked(_grads(params)) * scale
 
         v.mul_(b2).addcmul_(g, g, value=1 - b2)
         correction = 1 - b2**step
@@ -203,6 +205,10 @@ def _clip(group: dict[str, Any], norm: float) -> float:
     limit = group["norm_limit"]
     # a limit of 0 comes from gradients that were all zero; it would hold back every later one
     return limit / norm if limit and norm > limit else 1.0
+
+
+def _grads(params: Sequence[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

@@ -61,7 +61,7 @@ class OneCycle(Schedule):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Eden(Schedule):
-    """``base ((step^2 + steps^2) / steps^2)^-1/4 ((epoch^2 + epochs^2) / epochs^2)^-1/4``. Yao et al., arXiv:2310.11230.
+    """``base (1 + (step / steps)^2)^-1/4 (1 + (epoch / epochs)^2)^-1/4``. Yao et al., arXiv:2310.11230.
 
     The first ``warmup_steps`` are multiplied by a line from ``warmup_start`` to 1. The defaults are those of icefall's
     zipformer recipe, as is its base of 0.045 for ScaledAdam.
@@ -83,7 +83,8 @@ class Eden(Schedule):
         _check("warmup_start", self.warmup_start, 0 < self.warmup_start <= 1, "above 0 and at most 1")
 
     def lr(self, step: int, epoch: float) -> float:
-        rate = self.base * (1 + (step / self.steps) ** 2) ** -0.25 * (1 + (epoch / self.epochs) ** 2) ** -0.25
+        by_step, by_epoch = 1 + (step / self.steps) ** 2, 1 + (epoch / self.epochs) ** 2
+        rate = self.base / math.sqrt(math.sqrt(by_step * by_epoch))
         if step >= self.warmup_steps:
             return rate
         return rate * (self.warmup_start + (1 - self.warmup_start) * step / self.warmup_steps)

@@ -1,0 +1,67 @@
+"""``manyvoice transcribe``: sound files, folders or manifests to text, JSON lines, SRT or VTT."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from manyvoice.cli.console import Terminal
+from manyvoice.errors import UsageError, WorkError
+
+
+def transcribe(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    sources: Annotated[list[Path], typer.Argument(help="Sound files, folders of them, or manifests.")],
+    form: Annotated[str, typer.Option("--format", "-f", help="text, jsonl, srt or vtt.")] = "text",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .jsonl file, or a folder for one file a recording; resumes."),
+    ] = None,
+    longest: Annotated[float, typer.Option(help="Seconds; longer recordings are cut at pauses.")] = 30.0,
+    beam: Annotated[int, typer.Option(help="Beam width; 1 is greedy.")] = 1,
+    lm: Annotated[Path | None, typer.Option(help="N-gram language model (ARPA) for the beam.")] = None,
+    lm_weight: Annotated[float, typer.Option(help="Weight of the language model.")] = 0.5,
+    hotword: Annotated[list[str] | None, typer.Option(help="A word or phrase to favour, as text or text=bonus.")] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable sounds out, listed and counted.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """Turn speech into text.
+
+    Example: manyvoice transcribe runs/mine/model talk.wav --format srt
+    """
+    from manyvoice.decode.recogniser import Recogniser
+    from manyvoice.recipes import transcribe as recipe
+    from manyvoice.types import Seconds
+
+    if form not in recipe.ENDINGS:
+        raise UsageError(f"--format = {form!r}: must be one of {', '.join(recipe.ENDINGS)}")
+    if not longest > 0:
+        raise UsageError(f"--longest = {longest}: must be seconds above 0; 30 is usual")
+    recogniser = Recogniser.load(model)
+    decoder = None
+    if beam > 1 or lm is not None or hotword:
+        decoder = recipe.build_beam(recogniser, beam=beam, lm=lm, lm_weight=lm_weight, hotwords=hotword or [])
+    bad: list[str] = []
+
+    def on_error(recording: recipe.Recording, error: Exception) -> None:
+        bad.append(f"{recording.id}: {error}")
+        terminal.note(f"left out: {error}")
+
+    with Terminal() as terminal:
+        work = recipe.pending(recipe.recordings_of(sources), output, form)
+        transcripts = recipe.transcribe_all(
+            recogniser, work, longest=Seconds(longest), beam=decoder, on_error=on_error if skip_bad else None
+        )
+        written = recipe.write_all(transcripts, sys.stdout, output, form, as_json=as_json)
+        if output is not None:
+            terminal.note(f"{written} recordings transcribed into {output}")
+    if bad:
+        raise WorkError(f"{len(bad)} recordings could not be read and were left out; the others are done")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(transcribe)

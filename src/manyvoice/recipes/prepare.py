@@ -1,0 +1,176 @@
+"""From a run file to what is trained: corpora opened and checked, a recogniser built or loaded, batches planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from manyvoice.config import AugmentConfig, CorpusConfig, RunConfig
+from manyvoice.data.augment import Augment
+from manyvoice.data.buckets import duration_bins, sizes_for
+from manyvoice.data.check import check
+from manyvoice.data.collate import CachedFeatures, Collator, Features, LiveFeatures, read_ahead
+from manyvoice.data.features import LogMel
+from manyvoice.data.manifest import Corpus, open_corpus
+from manyvoice.data.plan import Plan, share
+from manyvoice.data.tokens import Tokenizer, train_tokenizer
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.errors import CorpusError
+from manyvoice.models.anatomy import parameter_count
+from manyvoice.models.load import build_model
+from manyvoice.recipes.watch import Watcher
+from manyvoice.types import Batch, Seconds
+
+
+@final
+@dataclass(frozen=True)
+class Corpora:
+    """Speakers of ``dev`` and ``test`` are whatever their manifests say; only a split made here keeps them apart."""
+
+    train: Corpus
+    dev: Corpus
+    test: Corpus | None
+
+
+@final
+@dataclass(frozen=True)
+class Prepared:
+    """What a training run works with."""
+
+    corpora: Corpora
+    recogniser: Recogniser
+    plan: Plan
+    collator: Collator
+    dev_features: Features
+
+
+def open_corpora(config: CorpusConfig, seed: int) -> Corpora:
+    """Open train, dev and test; where there is no dev, keep a share of the training speakers for it."""
+    train = open_corpus(config.train)
+    test = open_corpus(config.test) if config.test else None
+    if config.dev:
+        return Corpora(train, open_corpus(config.dev), test)
+    speakers = len(train.speakers())
+    by = "speaker" if speakers >= 10 else "utterance"
+    parts = train.split(by=by, shares={"train": 1.0 - config.dev_share, "dev": config.dev_share}, seed=seed)
+    if not len(parts["train"]) or not len(parts["dev"]):
+        raise CorpusError(
+            f"corpus.dev_share = {config.dev_share} of {len(train)} utterances leaves nothing on one side; "
+            "give a corpus.dev, or more speech"
+        )
+    return Corpora(parts["train"], parts["dev"], test)
+
+
+def build_recogniser(run: RunConfig, corpus: Corpus) -> Recogniser:
+    """A recogniser with random weights and a tokenizer learned from the corpus, or the base that the run names."""
+    if run.model.base is not None:
+        return Recogniser.load(run.model.base)
+    tokenizer = train_tokenizer(
+        corpus.texts(), run.tokenizer.kind, size=run.tokenizer.size, normalise=run.tokenizer.normalise
+    )
+    preset = run.model.preset or "tiny"
+    model, family = build_model(preset, run.model.settings, vocabulary=len(tokenizer), blank=tokenizer.blank)
+    return Recogniser(model, family, tokenizer, LogMel.build(family.features(model)))
+
+
+def checked(corpus: Corpus, recogniser: Recogniser, *, skip_bad: bool, watcher: Watcher, name: str) -> Corpus:
+    """The corpus without bad rows if that was asked for; CorpusError listing them otherwise. Warnings are told."""
+    report = check(
+        corpus,
+        tokenizer=recogniser.tokenizer,
+        encoder_frames=recogniser.encoder_frames,
+        progress=lambda done, total: watcher.progress(f"checking {name}", done, total),
+    )
+    if report.problems:
+        watcher.note(f"{name}: {report.text(limit=5)}")
+    if not skip_bad:
+        report.raise_if_bad()
+        return corpus
+    return report.keep(corpus)
+
+
+def augment_of(config: AugmentConfig) -> Augment:
+    """The same settings where the data layer reads them."""
+    settings = config.model_dump()
+    settings["speed"] = tuple(settings["speed"])
+    return Augment(**settings)
+
+
+def features_of(
+    corpus: Corpus, log_mel: LogMel, cache: Path | None, watcher: Watcher, name: str, augment: Augment, seed: int
+) -> Features:
+    """Cached features where there is a place for them and nothing changes the audio; live ones otherwise."""
+    if cache is None or augment.changes_audio:
+        return LiveFeatures(corpus, log_mel, augment, seed)
+    return CachedFeatures.build(
+        corpus, log_mel, cache / name, lambda done, total: watcher.progress(f"features of {name}", done, total)
+    )
+
+
+def plan_of(run: RunConfig, corpus: Corpus) -> Plan:
+    """Bins of equal audio, each with as many utterances as ``batch.seconds`` holds."""
+    bins = duration_bins(corpus.durations_N, run.batch.bins)
+    return Plan(
+        corpus=corpus.fingerprint,
+        bin_N=bins.assign(corpus.durations_N),
+        bins=bins,
+        sizes=sizes_for(bins, Seconds(run.batch.seconds)),
+        accumulate=run.batch.accumulate,
+        seed=run.seed,
+    )
+
+
+def prepare(run: RunConfig, watcher: Watcher, *, recogniser: Recogniser | None = None) -> Prepared:
+    """Open, check, build, cache and plan; what a resumed run was trained with comes in as ``recogniser``."""
+    corpora = open_corpora(run.corpus, run.seed)
+    recogniser = recogniser or build_recogniser(run, corpora.train)
+    skip = run.corpus.skip_bad
+    train = checked(corpora.train, recogniser, skip_bad=skip, watcher=watcher, name="train")
+    dev = checked(corpora.dev, recogniser, skip_bad=skip, watcher=watcher, name="dev")
+    cache = Path(run.output) / "cache" if run.corpus.cache else None
+    augment = augment_of(run.augment)
+    features = features_of(train, recogniser.log_mel, cache, watcher, "train", augment, run.seed)
+    dev_features = features_of(dev, recogniser.log_mel, cache, watcher, "dev", Augment(), run.seed)
+    tokens = encode_all(recogniser.tokenizer, train.texts())
+    collator = Collator(train, features, tokens, augment=augment, seed=run.seed)
+    return Prepared(Corpora(train, dev, corpora.test), recogniser, plan_of(run, train), collator, dev_features)
+
+
+def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Label tokens of every text, compact."""
+    return [np.asarray(tokenizer.encode(text), dtype=np.int32) for text in texts]
+
+
+def feed(
+    prepared: Prepared, epoch: int, start: int, *, rank: int = 0, ranks: int = 1, workers: int = 0
+) -> Iterator[list[tuple[Batch, bool]]]:
+    """Steps of an epoch from ``start`` on, as this rank's micro-batches, each with whether it counts."""
+    shares = [share(step, rank, ranks) for step in prepared.plan.epoch(epoch)[start:]]
+    flat = [indices for step in shares for indices, _ in step]
+    batches = read_ahead(prepared.collator, flat, epoch, workers)
+    for step in shares:
+        yield [(next(batches), counts) for _, counts in step]
+
+
+def dry_run(run: RunConfig, watcher: Watcher) -> dict[str, object]:
+    """What a run would do: corpora opened and checked, the plan's figures; nothing is written or trained."""
+    corpora = open_corpora(run.corpus, run.seed)
+    recogniser = build_recogniser(run, corpora.train)
+    train = checked(corpora.train, recogniser, skip_bad=run.corpus.skip_bad, watcher=watcher, name="train")
+    checked(corpora.dev, recogniser, skip_bad=run.corpus.skip_bad, watcher=watcher, name="dev")
+    plan = plan_of(run, train)
+    return {
+        "output": run.output,
+        "hours": round(float(train.durations_N.sum()) / 3600, 3),
+        "utterances": len(train),
+        "speakers": len(train.speakers()),
+        "dev_utterances": len(corpora.dev),
+        "vocabulary": len(recogniser.tokenizer),
+        "parameters": parameter_count(recogniser.model),
+        "steps_per_epoch": plan.steps_per_epoch,
+        "steps": plan.steps_per_epoch * run.train.epochs,
+    }

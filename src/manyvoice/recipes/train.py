@@ -1,0 +1,339 @@
+"""A whole training run: one folder from a run file, resumed by the same command after whatever ended it.
+
+    output/run.yaml        all settings              output/checkpoints/   safetensors and JSON
+    output/metrics.jsonl   a line a step             output/model/         the model, loadable by stock Transformers
+    output/events/         TensorBoard               output/cache/         features
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from accelerate import Accelerator
+
+from manyvoice.config import RunConfig, make_run, read_run
+from manyvoice.data.plan import check_ranks
+from manyvoice.decode.evaluate import Evaluation, evaluate
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.errors import CheckpointError, UsageError, WorkError
+from manyvoice.models import batchnorm
+from manyvoice.recipes.card import Provenance, write_card
+from manyvoice.recipes.prepare import Prepared, feed, prepare
+from manyvoice.recipes.watch import Silent, Watcher
+from manyvoice.train import distributed
+from manyvoice.train.checkpoint import Keeper, Kept, average, load
+from manyvoice.train.interrupt import Interrupt
+from manyvoice.train.loop import fit
+from manyvoice.train.metrics import MetricsLog, Pace
+from manyvoice.train.objective import ctc
+from manyvoice.train.optim import build_optimizer
+from manyvoice.train.schedule import Schedule, build_schedule
+from manyvoice.train.packing import pack_optimizer, unpack_optimizer
+from manyvoice.train.step import Place, PlainStep
+
+# ScaledAdam's and AdamW's peak rates: icefall's Zipformer recipe, and what small Parakeets learned with here.
+_LR = {"adamw": 4e-4, "scaledadam": 0.045}
+_DECAY = {"adamw": 0.01, "scaledadam": 0.0}
+_BETAS = (0.9, 0.98)
+# batches whose statistics a model with averaged weights gets; AlphaNet recalibrates with 64
+_RECALIBRATE = 64
+
+
+def train(
+    run: RunConfig | Path | str,
+    *,
+    overrides: tuple[str, ...] = (),
+    watcher: Watcher | None = None,
+    command: str | None = None,
+    resume_from: str | None = None,
+) -> Path:
+    """Train as the run says, or go on where it stopped; returns the model's folder.
+
+    Args:
+        run: settings, or the path of a run file.  overrides: ``a.b=c`` for a file.
+        command: what was typed, for the model card.
+        resume_from: name of a checkpoint such as ``step-00000900``, when the newest is damaged.
+    Raises: ConfigError, CorpusError, CheckpointError, WorkError; nothing that was written before is lost.
+    """
+    config = run if isinstance(run, RunConfig) else read_run(Path(run), overrides)
+    if isinstance(run, RunConfig) and overrides:
+        config = make_run(run.model_dump(mode="json"), overrides)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    accelerator = distributed.start(config.train.precision)
+    check_ranks(config.batch.accumulate, accelerator.num_processes)
+    quiet: Watcher = Silent()
+    job = Training(config, accelerator, (watcher or quiet) if accelerator.is_main_process else quiet, command)
+    return job.run(resume_from)
+
+
+@final
+class Training:
+    """One run's parts and the order in which they act. Use :func:`train`."""
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, watcher: Watcher, command: str | None) -> None:
+        self.config, self.accelerator, self.watcher, self.command = config, accelerator, watcher, command
+        self.output = Path(config.output)
+        self.main = accelerator.is_main_process
+        if self.main:
+            claim_folder(config)
+        accelerator.wait_for_everyone()
+        keep = config.train
+        self.keeper = Keeper(
+            self.output / "checkpoints", last=keep.keep_last, best=keep.keep_best, writer=self.main
+        )
+
+    def run(self, resume_from: str | None) -> Path:
+        """Prepare, fit, choose, save."""
+        torch.manual_seed(self.config.seed)
+        kept = self._checkpoint(resume_from)
+        # the tokenizer and the untrained model of a run that is resumed come from its own folder
+        start = self.output / "start"
+        before = Recogniser.load(start) if kept is not None and start.is_dir() else None
+        self.prepared = prepare(self.config, self.watcher, recogniser=before)
+        if self.main and before is None:
+            _save_aside(self.prepared.recogniser, start)
+        self.place = Place(steps_per_epoch=self.prepared.plan.steps_per_epoch)
+        step = self._build_step()
+        if kept is not None:
+            self._restore(kept)
+        self._fit(step)
+        return self._finish()
+
+    def _checkpoint(self, name: str | None) -> Kept | None:
+        if name is None:
+            return self.keeper.newest()
+        for kept in self.keeper.list():
+            if kept.path.name == name:
+                return kept
+        known = ", ".join(k.path.name for k in self.keeper.list()) or "none"
+        raise UsageError(f"{self.keeper.folder} has no sound checkpoint {name!r}; it has {known}")
+
+    def _build_step(self) -> PlainStep:
+        optimizer, model_config = self.config.optimizer, self.config.model
+        self.model = self.prepared.recogniser.model
+        if self.config.train.precision == "fp64":
+            self.model.double()
+        self.model.to(self.accelerator.device)
+        if self.config.train.activation_checkpointing:
+            # the reentrant kind would compute wrong gradients silently where the model is narrowed
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # written rule: statistics learn with a model from nothing and rest in fine-tuning
+        freeze = model_config.freeze_batchnorm
+        batchnorm.freeze(self.model, model_config.base is not None if freeze is None else freeze)
+        lr = _LR[optimizer.name] if optimizer.lr is None else optimizer.lr
+        decay = _DECAY[optimizer.name] if optimizer.weight_decay is None else optimizer.weight_decay
+        self.optimizer = build_optimizer(
+            self.model.named_parameters(), optimizer.name, lr=lr, weight_decay=decay, betas=_BETAS, eps=1e-8
+        )
+        return PlainStep(
+            self.model,
+            ctc,
+            self.optimizer,
+            self._schedule(lr),
+            self.accelerator,
+            clip=optimizer.clip,
+            seed=self.config.seed,
+        )
+
+    def _schedule(self, lr: float) -> Schedule:
+        total = self.config.train.epochs * self.place.steps_per_epoch
+        warmup = round(self.config.optimizer.warmup * total)
+        return build_schedule(
+            self.config.optimizer.schedule,
+            lr=lr,
+            total_steps=total,
+            warmup_steps=warmup,
+            # icefall's constants suit runs of 10^5 steps; a shorter one decays over its own length
+            eden_steps=min(7500.0, max(1.0, total / 4)),
+            eden_epochs=min(3.5, max(1.0, self.config.train.epochs / 4)),
+        )
+
+    def _fit(self, step: PlainStep) -> None:
+        settings = self.config.train
+        if self.place.epoch >= settings.epochs:
+            return
+        pace = Pace(settings.epochs)
+        metrics = MetricsLog(self.output, resume_at=self.place.step) if self.main else None
+        with Interrupt() as interrupt:
+
+            def stop() -> bool:
+                return distributed.any_rank(self.accelerator, interrupt.asked is not None)
+
+            stopped = False
+            for log in fit(step, self._batches, self.place, epochs=settings.epochs):
+                line: dict[str, Any] = pace.line(log)
+                stopped = stop()
+                due = self._due(settings.evaluate_every) or self.place.epoch >= settings.epochs
+                if due and not stopped:
+                    line |= self._evaluate()
+                if metrics is not None:
+                    metrics.write(line)
+                    self.watcher.step(line, settings.epochs, pace.left(line["epoch"]))
+                if due or stopped or self._due(settings.checkpoint_every):
+                    self._save(line.get("dev_wer"))
+                    pace.pause()
+                if stopped:
+                    break
+            if metrics is not None:
+                metrics.close()
+            if stopped:
+                raise WorkError(
+                    f"stopped by {interrupt.asked or 'another rank'} after step {self.place.step}; a checkpoint is "
+                    f"written, and the same command goes on from there"
+                )
+
+    def _due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, or with 0 every epoch, happens now."""
+        return self.place.index == 0 if every == 0 else self.place.step % every == 0
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[Any]]:
+        return feed(
+            self.prepared,
+            epoch,
+            start,
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
+            workers=self.config.train.workers,
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        """Dev scores; the main process works and the others wait."""
+        found: dict[str, float] = {}
+        if self.main:
+            result = self._on_dev()
+            found = {
+                "dev_wer": result.words.rate,
+                "dev_cer": result.characters.rate,
+                "dev_loss": result.loss,
+                "dev_loss_per_character": result.loss_per_character,
+            }
+        self.accelerator.wait_for_everyone()
+        return found
+
+    def _on_dev(self) -> Evaluation:
+        prepared = self.prepared
+        return evaluate(prepared.recogniser, prepared.corpora.dev, features=prepared.dev_features)
+
+    def _save(self, metric: float | None) -> None:
+        if self.main:
+            tensors, optimizer = pack_optimizer(self.optimizer)
+            model = {name: t for name, t in self.model.state_dict().items()}
+            place = {"step": self.place.step, "epoch": self.place.epoch, "index": self.place.index}
+            self.keeper.save(
+                self.place.step,
+                metric,
+                tensors={"model": model, "optimizer": tensors},
+                state={
+                    "place": place,
+                    "optimizer": optimizer,
+                    "plan": self.prepared.plan.fingerprint,
+                    "run": self.config.fingerprint(),
+                    "seed": self.config.seed,
+                },
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, kept: Kept) -> None:
+        loaded = load(kept.path)
+        if loaded.state["plan"] != self.prepared.plan.fingerprint:
+            raise CheckpointError(
+                f"{kept.path} was written for other training data or other batches; put the manifests back as they "
+                f"were, or start afresh in another output folder"
+            )
+        self.model.load_state_dict(loaded.tensors["model"])
+        unpack_optimizer(self.optimizer, loaded.tensors["optimizer"], loaded.state["optimizer"])
+        place = loaded.state["place"]
+        self.place.step, self.place.epoch, self.place.index = place["step"], place["epoch"], place["index"]
+        self.watcher.note(f"resumed from {kept.path.name}")
+
+    def _finish(self) -> Path:
+        """The best checkpoint on dev, or the mean of the last ones where that is better; saved with its card."""
+        folder = self.output / "model"
+        if self.main:
+            chosen = self._choose()
+            self.model.float()
+            recogniser = self.prepared.recogniser
+            _save_aside(recogniser, folder)
+            provenance = Provenance.of(self.config, self.prepared.corpora, chosen, self.command)
+            write_card(folder, recogniser, provenance, self.prepared.corpora, self.watcher)
+        self.accelerator.wait_for_everyone()
+        distributed.stop_group()
+        return folder
+
+    def _choose(self) -> str:
+        best = self.keeper.best() or self.keeper.newest()
+        if best is None:
+            raise CheckpointError(f"{self.keeper.folder} holds no checkpoint to save; run the same command again")
+        count = self.config.train.average
+        if count > 1:
+            last = [k.path for k in self.keeper.list()][-count:]
+            self.model.load_state_dict(average(last))
+            self._recalibrate()
+            averaged = self._on_dev().words.rate
+            self.watcher.note(f"mean of the last {len(last)} checkpoints: dev WER {averaged:.2%}")
+            if best.metric is None or averaged < best.metric:
+                return f"mean of {', '.join(p.name for p in last)}"
+        self.model.load_state_dict(load(best.path).tensors["model"])
+        return best.path.name
+
+    def _recalibrate(self) -> None:
+        """Statistics of averaged weights are not the average of statistics: measure them."""
+        prepared, recogniser = self.prepared, self.prepared.recogniser
+        batches = (b for step in feed(prepared, 0, 0) for b, counts in step if counts)
+        device, dtype = self.accelerator.device, self.model.dtype
+
+        def forwards() -> Iterator[Any]:
+            for _, batch in zip(range(_RECALIBRATE), batches, strict=False):
+                here = batch.to(device, dtype)
+                yield lambda here=here: recogniser.family.encode(self.model, here.features_BTF, here.len_B)
+
+        batchnorm.recalibrate(self.model, forwards())
+
+
+def claim_folder(config: RunConfig) -> None:
+    """Write ``run.yaml``, or see that the one that is there is of the same run. UsageError lists what differs."""
+    output = Path(config.output)
+    path = output / "run.yaml"
+    if path.exists():
+        there = read_run(path)
+        if there.fingerprint() != config.fingerprint():
+            differing = ", ".join(_differences(there.model_dump(mode="json"), config.model_dump(mode="json")))
+            raise UsageError(
+                f"{output} holds a run with other settings ({differing}); "
+                "use the same settings to resume it, or another output"
+            )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"output = {output}: is there already and is no run's folder; choose another output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        aside = output / "run.yaml.tmp"
+        aside.write_text(config.to_yaml(), encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise WorkError(f"output = {output}: cannot be written ({error}); choose a folder you may write to") from error
+
+
+def _differences(one: Any, other: Any, path: str = "") -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        names = sorted({*one, *other})
+        return [d for n in names for d in _differences(one.get(n), other.get(n), f"{path}.{n}" if path else n)]
+    return [] if one == other else [f"{path}: {one!r} there, {other!r} here"]
+
+
+def _save_aside(recogniser: Recogniser, folder: Path) -> None:
+    """A folder that is whole whenever it is there."""
+    aside = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        recogniser.save(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise WorkError(f"{folder}: cannot be written ({error}); free space, then run the same command again") from error

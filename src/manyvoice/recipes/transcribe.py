@@ -1,0 +1,288 @@
+"""Sound to text: files, folders or manifests to text, JSON lines, SRT or VTT.
+
+    T  encoder frames   V  vocabulary
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO, final
+
+import numpy as np
+from torch import Tensor
+
+from manyvoice.data.audio import read_audio
+from manyvoice.data.manifest import open_corpus
+from manyvoice.data.pauses import cut_at_pauses
+from manyvoice.decode.align import Word, align, words
+from manyvoice.decode.beam import BeamDecoder, BeamOptions
+from manyvoice.decode.greedy import greedy
+from manyvoice.decode.lm import NGram
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.decode.subtitles import segments, to_srt, to_vtt
+from manyvoice.errors import AudioError, UsageError, WorkError
+from manyvoice.types import Padded, Seconds
+
+Form = Literal["text", "jsonl", "srt", "vtt"]
+ENDINGS: dict[str, str] = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt", "vtt": ".vtt"}
+_SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a"}
+_MANIFESTS = {".jsonl", ".json", ".csv", ".tsv", ".gz"}
+# Feature normalisation wants more than a blink; shorter pieces hold no word.
+_SHORTEST = Seconds(0.1)
+# Nats for a hotword without a number of its own: about what e**5 = 150 to one in its favour is worth.
+HOTWORD_BONUS = 5.0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """One recording's text, and words with times in seconds and confidences in 0..1."""
+
+    id: str
+    text: str
+    words: tuple[Word, ...]
+    seconds: Seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a JSON line."""
+        spoken = [
+            {"word": w.text, "start": round(w.start, 3), "end": round(w.end, 3), "confidence": round(w.confidence, 4)}
+            for w in self.words
+        ]
+        return {"id": self.id, "text": self.text, "seconds": round(self.seconds, 3), "words": spoken}
+
+    def render(self, form: Form) -> str:
+        """The whole file that holds this transcript alone."""
+        if form == "text":
+            return self.text + "\n"
+        if form == "jsonl":
+            return json.dumps(self.as_dict(), ensure_ascii=False) + "\n"
+        return (to_srt if form == "srt" else to_vtt)(segments(self.words))
+
+
+@final
+@dataclass(frozen=True)
+class Recording:
+    """Something to transcribe: a name, and how its samples are read at a rate."""
+
+    id: str
+    read: Callable[[int], np.ndarray]
+
+
+def recordings_of(sources: Sequence[str | Path]) -> Iterator[Recording]:
+    """Files, folders of sound files (sub-folders too) and manifests, in the order given.
+
+    Raises: UsageError for a path that is none of these, or a folder without sound.
+    """
+    for source in map(Path, sources):
+        if source.is_dir():
+            files = sorted(p for p in source.rglob("*") if p.suffix.lower() in _SOUNDS)
+            if not files:
+                raise UsageError(f"{source}: no sound files in this folder; known endings: {', '.join(sorted(_SOUNDS))}")
+            for path in files:
+                yield _of_file(path)
+        elif source.suffix.lower() in _MANIFESTS and source.is_file():
+            for utterance in open_corpus(source):
+                yield Recording(utterance.id, utterance.audio.read)
+        elif source.is_file():
+            yield _of_file(source)
+        else:
+            raise UsageError(f"{source}: no such file or folder; give sound files, folders of them, or a manifest")
+
+
+def _of_file(path: Path) -> Recording:
+    return Recording(str(path), lambda rate: read_audio(path, rate=rate))
+
+
+def transcribe_all(
+    recogniser: Recogniser,
+    recordings: Iterable[Recording],
+    *,
+    longest: Seconds = Seconds(30.0),
+    beam: BeamDecoder | None = None,
+    on_error: Callable[[Recording, AudioError], None] | None = None,
+) -> Iterator[Transcript]:
+    """Transcripts in order; recordings longer than ``longest`` are cut at pauses.
+
+    Args: beam: search wider than greedily.  on_error: told of a sound that cannot be read, which is then left out;
+        without it the AudioError is raised.
+    """
+    for recording in recordings:
+        try:
+            samples_N = recording.read(recogniser.log_mel.rate)
+            yield transcribe_samples(recogniser, samples_N, name=recording.id, longest=longest, beam=beam)
+        except AudioError as error:
+            if on_error is None:
+                raise
+            on_error(recording, error)
+
+
+def transcribe_samples(
+    recogniser: Recogniser,
+    samples_N: np.ndarray,
+    *,
+    name: str = "",
+    longest: Seconds = Seconds(30.0),
+    beam: BeamDecoder | None = None,
+) -> Transcript:
+    """One recording at the model's rate."""
+    rate = recogniser.log_mel.rate
+    spoken: list[Word] = []
+    texts: list[str] = []
+    for start, stop in cut_at_pauses(samples_N, rate, longest):
+        if stop - start < _SHORTEST * rate:
+            continue
+        logp = recogniser.logp_of([samples_N[start:stop]])
+        tokens = _tokens(recogniser, logp, beam)
+        if not tokens:
+            continue
+        texts.append(recogniser.tokenizer.decode(tokens))
+        logp_TV = logp.x[0, : int(logp.len_B[0])]
+        spoken += [_later(word, start / rate) for word in _words(recogniser, logp_TV, tokens)]
+    seconds = Seconds(len(samples_N) / rate)
+    return Transcript(id=name, text=" ".join(t for t in texts if t), words=tuple(spoken), seconds=seconds)
+
+
+def _tokens(recogniser: Recogniser, logp: Padded, beam: BeamDecoder | None) -> list[int]:
+    if beam is not None:
+        return list(beam.decode(logp.x, logp.len_B)[0][0].tokens)
+    return greedy(logp.x, logp.len_B, recogniser.family.blank(recogniser.model))[0]
+
+
+def _words(recogniser: Recogniser, logp_TV: Tensor, tokens: Sequence[int]) -> list[Word]:
+    tokenizer = recogniser.tokenizer
+    alignment = align(logp_TV, tokens, recogniser.family.blank(recogniser.model))
+    return words(alignment, tokenizer.strings, tokenizer.boundary, recogniser.shift)
+
+
+def _later(word: Word, offset: float) -> Word:
+    return Word(word.text, Seconds(word.start + offset), Seconds(word.end + offset), word.confidence)
+
+
+def transcribe(
+    model: Recogniser | str | Path, *sources: str | Path | np.ndarray, rate: int | None = None
+) -> list[Transcript]:
+    """Transcripts of files, folders, manifests, or arrays of samples.
+
+    Args: model: a recogniser, a folder, or a hub id.  rate: of arrays; they must be at the model's rate.
+    """
+    recogniser = model if isinstance(model, Recogniser) else Recogniser.load(model)
+    wanted = recogniser.log_mel.rate
+    found: list[Transcript] = []
+    for number, source in enumerate(sources):
+        if isinstance(source, np.ndarray):
+            if rate not in (None, wanted):
+                raise UsageError(f"rate = {rate}: the model hears {wanted} samples a second; resample first")
+            found.append(transcribe_samples(recogniser, source.astype(np.float32), name=f"array-{number}"))
+        else:
+            found += transcribe_all(recogniser, recordings_of([source]))
+    return found
+
+
+def build_beam(
+    recogniser: Recogniser,
+    *,
+    beam: int = 16,
+    lm: Path | None = None,
+    lm_weight: float = 0.5,
+    hotwords: Sequence[str] = (),
+) -> BeamDecoder:
+    """A prefix beam search for this recogniser, with an ARPA model and hotwords given as ``text`` or ``text=bonus``."""
+    bonuses = dict(_hotword(h) for h in hotwords)
+    options = BeamOptions(beam=max(beam, 2), lm_weight=lm_weight, hotwords=bonuses)
+    tokenizer = recogniser.tokenizer
+    model = NGram.read_arpa(lm) if lm is not None else None
+    return BeamDecoder(tokenizer.strings, tokenizer.blank, model, options, word_boundary=tokenizer.boundary)
+
+
+def _hotword(spec: str) -> tuple[str, float]:
+    text, equals, bonus = spec.rpartition("=")
+    if not equals:
+        return spec, HOTWORD_BONUS
+    try:
+        return text, float(bonus)
+    except ValueError as error:
+        raise UsageError(f"--hotword {spec!r}: the bonus after = must be a number, as in manyvoice=5") from error
+
+
+def output_of(recording: str, folder: Path, form: Form) -> Path:
+    """The file of one recording in an output folder; path separators become underscores."""
+    stem = recording.strip("/").replace("/", "_").replace("\\", "_")
+    return folder / (stem + ENDINGS[form])
+
+
+def pending(recordings: Iterable[Recording], output: Path | None, form: Form) -> Iterator[Recording]:
+    """Those that an earlier, interrupted run has not written yet. UsageError if the output does not fit the form."""
+    if output is None:
+        yield from recordings
+        return
+    in_one_file = output.suffix == ".jsonl"
+    if in_one_file and form not in ("jsonl", "text"):
+        raise UsageError(f"--output {output}: {form} wants a folder, one file a recording; give one without an ending")
+    done = done_already(output) if in_one_file else set()
+    for recording in recordings:
+        there = recording.id in done if in_one_file else output_of(recording.id, output, form).exists()
+        if not there:
+            yield recording
+
+
+def write_all(
+    transcripts: Iterable[Transcript], screen: TextIO, output: Path | None, form: Form, *, as_json: bool = False
+) -> int:
+    """Write transcripts as they come, to the screen or to ``output``; returns how many."""
+    count = 0
+    documents = []
+    try:
+        for transcript in transcripts:
+            count += 1
+            if as_json:
+                documents.append(transcript.as_dict())
+            elif output is None:
+                _show(transcript, screen, form)
+            if output is not None:
+                _store(transcript, output, form)
+    except OSError as error:
+        where = output if output is not None else "standard output"
+        raise WorkError(f"{where}: cannot be written ({error}); what was written stays, run it again to go on") from error
+    if as_json:
+        json.dump({"transcripts": documents}, screen, ensure_ascii=False, indent=1)
+        screen.write("\n")
+    return count
+
+
+def _show(transcript: Transcript, screen: TextIO, form: Form) -> None:
+    text = f"{transcript.id}\t{transcript.text}\n" if form == "text" else transcript.render(form)
+    screen.write(text)
+    screen.flush()
+
+
+def _store(transcript: Transcript, output: Path, form: Form) -> None:
+    if output.suffix == ".jsonl":
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("a", encoding="utf-8") as file:
+            file.write(transcript.render("jsonl"))
+        return
+    path = output_of(transcript.id, output, form)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(transcript.render(form), encoding="utf-8")
+    aside.replace(path)
+
+
+def done_already(path: Path) -> set[str]:
+    """Ids in a JSON-lines file of an earlier run; a line that was cut off is dropped from the file."""
+    if not path.exists():
+        return set()
+    ids: set[str] = set()
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            ids.add(json.loads(line)["id"])
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
+    return ids

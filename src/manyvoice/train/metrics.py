@@ -1,0 +1,113 @@
+"""What a run says while it works: JSON lines that a resumed run continues, TensorBoard, padding and speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from manyvoice.errors import CheckpointError
+
+# Names of the log that differ between two equal runs; everything else is the same to the last bit.
+TIMINGS = frozenset({"seconds", "audio_per_second", "memory_mib"})
+
+
+@final
+class MetricsLog:
+    """``metrics.jsonl``: a line a step, flushed, and cut back to the checkpoint when a run resumes.
+
+    Args: folder: of the run.  resume_at: lines of later steps are dropped.  tensorboard: also write events there.
+    """
+
+    def __init__(self, folder: Path, *, resume_at: int = 0, tensorboard: bool = True) -> None:
+        self.path = folder / "metrics.jsonl"
+        try:
+            kept = [line for line in read_metrics(folder) if line["step"] <= resume_at]
+            aside = self.path.with_suffix(".tmp")
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(aside, self.path)
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written ({error}); free space or choose another output")
+        self._events = _tensorboard(folder, resume_at) if tensorboard else None
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """One line; it has a ``step``. CheckpointError if the disk is full."""
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: cannot be written ({error}); free space, then run the same command again to resume"
+            ) from error
+        if self._events is not None:
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._events.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        """Finish both files."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of ``metrics.jsonl``; a last line that a crash cut off is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _tensorboard(folder: Path, purge: int) -> Any:
+    """A writer of events, or None where the extra ``track`` is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except (ImportError, OSError):
+        return None
+    return SummaryWriter(str(folder / "events"), purge_step=purge + 1)
+
+
+@final
+class Pace:
+    """Speed, padding and time left, from the log lines of steps.
+
+    Args: epochs: of the whole run.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self._last = time.perf_counter()
+        self._smooth: float | None = None
+        self._first: tuple[float, float] | None = None
+
+    def line(self, log: Mapping[str, float]) -> dict[str, float]:
+        """The log line with padding (share of frames), ``seconds`` of the step and audio seconds per second."""
+        now = time.perf_counter()
+        took, self._last = now - self._last, now
+        speed = log["audio_seconds"] / took if took > 0 else 0.0
+        self._smooth = speed if self._smooth is None else 0.9 * self._smooth + 0.1 * speed
+        if self._first is None:
+            self._first = (now, log["epoch"])
+        padding = 1.0 - log["frames"] / log["padded_frames"] if log["padded_frames"] else 0.0
+        return {**log, "padding": padding, "seconds": took, "audio_per_second": self._smooth}
+
+    def left(self, epoch: float) -> float | None:
+        """Seconds to the end at the pace so far; None at the beginning."""
+        if self._first is None or epoch <= self._first[1]:
+            return None
+        rate = (time.perf_counter() - self._first[0]) / (epoch - self._first[1])
+        return rate * (self.epochs - epoch)
+
+    def pause(self) -> None:
+        """Forget the time since the last step: it went to evaluation or a checkpoint."""
+        self._last = time.perf_counter()
