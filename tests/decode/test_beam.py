@@ -104,6 +104,22 @@ def test_no_beam_beats_the_full_one(seed, beam):
     assert narrow[0].score <= full[0].score + 1e-9
 
 
+def test_a_prefix_that_was_dropped_and_found_again_is_one_prefix():
+    """After two frames the beam holds "" and "a b", after three "a" again, whose child "a b" is still there."""
+    strings, lm = ["", "a", "b"], train_ngram(["a b"] * 20, 2)
+    logp_TV = torch.tensor(
+        [[0.5, 0.5, 0.0], [0.3, 0.0, 0.7], [0.4, 0.6, 0.0], [0.1, 0.0, 0.9]], dtype=torch.float64
+    ).log()
+    tight = BeamDecoder(strings, 0, lm, BeamOptions(beam=2, lm_weight=1.0), word_boundary="every")
+    for frames, texts in ((2, {"", "a b"}), (3, {"a", "a b"})):
+        # What closing adds changes the order only.
+        assert {h.text for h in decode_one(tight, logp_TV[:frames])} == texts
+    found = decode_one(tight, logp_TV)
+    assert len({h.tokens for h in found}) == len(found) == 2
+    assert found[0].text == "a b"
+    assert math.exp(found[0].am) == pytest.approx(0.5 * 0.7 * 0.4 * 0.1 + 0.5 * 0.3 * 0.6 * 0.9, abs=1e-12)
+
+
 def test_wider_beams_find_better_scores_on_the_whole():
     decoders = [BeamDecoder(STRINGS, BLANK, WORD_LM, BeamOptions(beam=beam)) for beam in (1, 2, 4, 8, 64)]
     logps = [random_logp(8, 4, seed) for seed in range(20)]

@@ -90,6 +90,17 @@ def test_a_phrase_lends_while_it_is_spelled_and_takes_back():
     assert part.close(ab) == pytest.approx(-4.0 * 2 / 5)
 
 
+def test_a_loan_counts_a_phrase_that_began_inside_another():
+    part = Hotwords({"ab b b": 0.4, "b a": 8.0}, STRINGS, "prefix")
+    state = part.step(part.step(part.start(), 6), 2)
+    assert part.close(state) == pytest.approx(-8.0 * 1 / 4)
+
+
+def test_two_spaces_in_a_phrase_are_one():
+    part = Hotwords({"a b": 2.0}, STRINGS, "prefix")
+    assert total(part, [5, 1, 5, 5, 2, 5]) == pytest.approx(2.0)
+
+
 def test_hotwords_where_every_token_is_a_word():
     part = Hotwords({"new york": 2.0}, ["new", "york", "er", ""], "every")
     assert total(part, [0, 1]) == pytest.approx(2.0)

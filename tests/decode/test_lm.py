@@ -57,6 +57,12 @@ def test_stored_ngrams_and_back_off(tmp_path):
     assert lm.score(("b", "a"), "b") == log10(-0.375), "an unstored context backs off for nothing"
 
 
+def test_a_context_that_only_has_a_back_off_still_pays_it(tmp_path):
+    lm = NGram.read_arpa(arpa(tmp_path))
+    assert lm.advance(("a",), "b") == ("a", "b")
+    assert lm.sentence(["a", "b", "b"]) == log10(-0.25 - 0.05 + (-0.1 - 0.5 - 0.625) - 0.5)
+
+
 def test_unknown_words(tmp_path):
     lm = NGram.read_arpa(arpa(tmp_path))
     assert lm.score((), "zebra") == log10(-1.0)

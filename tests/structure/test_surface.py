@@ -38,13 +38,11 @@ def unwritten(names: Iterable[str], page: str) -> list[str]:
 
 
 def surface(command: Any, path: str) -> Iterator[str]:
-    """A line for each verb, each argument and each flag with all its spellings, in order."""
+    """A line for each verb, its arguments as they follow each other, its flags with all spellings by name."""
     yield path
-    for param in sorted(command.params, key=lambda param: (param.param_type_name, param.name)):
-        if param.param_type_name == "argument":
-            yield f"{path} {param.name.upper()}"
-        else:
-            yield f"{path} {' '.join([*param.opts, *param.secondary_opts])}"
+    yield from (f"{path} {param.name.upper()}" for param in command.params if param.param_type_name == "argument")
+    flags = [param for param in command.params if param.param_type_name != "argument"]
+    yield from sorted(f"{path} {' '.join([*flag.opts, *flag.secondary_opts])}" for flag in flags)
     if hasattr(command, "list_commands"):
         context = command.context_class(command)
         for name in sorted(command.list_commands(context)):
@@ -107,7 +105,7 @@ def test_verbs_arguments_and_flags_are_all_walked() -> None:
     app.add_typer(voices, name="voices")
 
     @app.command()
-    def train(run: str, dry_run: bool = False, steps: int = typer.Option(1, "--steps", "-n")) -> None: ...
+    def train(run: str, also: str, dry_run: bool = False, steps: int = typer.Option(1, "--steps", "-n")) -> None: ...
 
     @voices.command("ls")
     def ls(store: str) -> None: ...
@@ -116,6 +114,7 @@ def test_verbs_arguments_and_flags_are_all_walked() -> None:
         "mv",
         "mv train",
         "mv train RUN",
+        "mv train ALSO",
         "mv train --dry-run --no-dry-run",
         "mv train --steps -n",
         "mv voices",

@@ -84,6 +84,25 @@ def test_a_loss_that_is_not_finite_is_no_reason_to_lose_a_checkpoint(tmp_path):
     assert math.isnan(state["loss"]) and state["best"] == math.inf
 
 
+def test_all_of_it_reaches_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    happened, fsync = [], os.fsync
+
+    def watched(handle):
+        fsync(handle)
+        happened.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    save(tmp_path / "a", **fill(1), on_phase=lambda phase: happened.append(phase))
+    before, after = happened[: happened.index("placed")], happened[happened.index("placed") :]
+    inodes = {path.name: path.stat().st_ino for path in (tmp_path / "a").iterdir()}
+    assert len(inodes) == 3
+    assert {*inodes.values(), (tmp_path / "a").stat().st_ino} <= set(before)
+    assert before.index(inodes["manifest.json"]) > max(
+        before.index(node) for name, node in inodes.items() if name != "manifest.json"
+    )
+    assert tmp_path.stat().st_ino in after
+
+
 def test_saving_leaves_every_random_state_alone(tmp_path):
     before = checkpoint_random()
     save(tmp_path / "a", tensors=TENSORS, state=STATE)

@@ -227,6 +227,18 @@ def test_the_learned_scale_is_bounded():
     torch.testing.assert_close(named["w"].detach(), plain.w["w"], rtol=1e-6, atol=0.0)
 
 
+def test_a_tensor_below_the_floor_learns_no_scale():
+    tiny = torch.linspace(1e-8, 3e-7, 5, dtype=torch.float64)
+    named, plain = {"w": nn.Parameter(tiny.clone())}, PlainScaledAdam({"w": tiny}, 0.03)
+    optimizer = ScaledAdam(named.items())
+    for _ in range(16):
+        grad = plain.w["w"].clone()
+        run(optimizer, named, [0], lambda step, g=grad: {"w": g})
+        plain.step({"w": grad})
+    assert named["w"].square().mean().sqrt() < 1e-5
+    torch.testing.assert_close(named["w"].detach(), plain.w["w"], rtol=1e-9, atol=0.0)
+
+
 def test_a_tensor_of_zeros_can_leave_zero():
     named = {"b": nn.Parameter(torch.zeros(6, dtype=torch.float64))}
     run(ScaledAdam(named.items()), named, range(8), lambda step: {"b": torch.ones(6, dtype=torch.float64)})

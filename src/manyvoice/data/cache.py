@@ -97,11 +97,12 @@ class RaggedCache:
         if kind.name not in _DTYPES or width < 0 or sys.byteorder != "little":
             raise CorpusError(f"{folder}: dtype {kind.name}, width {width}: a cache holds {', '.join(_DTYPES)}")
         folder = Path(folder).absolute()
-        if folder.exists() and any(folder.iterdir()):
-            raise CorpusError(f"{folder}: is not empty, perhaps a cache of other data or settings; {_AGAIN}")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        aside = None
         try:
+            if folder.exists() and any(folder.iterdir()):
+                raise CorpusError(f"{folder}: is not empty, perhaps a cache of other data or settings; {_AGAIN}")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
             with (aside / _DATA).open("wb") as file:
                 lengths, digest = _write_rows(file, rows, kind, width, folder)
             index = {"format": FORMAT, "key": key, "dtype": kind.name, "width": width, "lengths": lengths}
@@ -112,7 +113,8 @@ class RaggedCache:
         except OSError as error:
             raise CorpusError(f"{folder}: the cache cannot be written: {error}; check the folder and space") from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
         return cls.open(folder, key)
 
     @classmethod
@@ -177,8 +179,13 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
         raise CorpusError(f"{folder}: the index of this cache is damaged; {_AGAIN}")
     if body.get("format") != FORMAT:
         raise CorpusError(f"{folder}: is {body.get('format')!r}, this version reads {FORMAT!r}; {_AGAIN}")
-    expected = sum(body["lengths"]) * max(1, body["width"]) * np.dtype(body["dtype"]).itemsize
-    if body["dtype"] not in _DTYPES or body["data_size"] != size or expected != size:
+    try:
+        lengths, width, item = body["lengths"], body["width"], np.dtype(body["dtype"]).itemsize
+        sound = body["dtype"] in _DTYPES and width >= 0 and min(lengths, default=0) >= 0
+        sound = sound and sum(lengths) * max(1, width) * item == body["data_size"] and isinstance(body["key"], str)
+    except (KeyError, TypeError) as error:
+        raise CorpusError(f"{folder}: the index of this cache is damaged: {error!r}; {_AGAIN}") from error
+    if not sound or body["data_size"] != size:
         raise CorpusError(f"{folder}: data.bin has {size} bytes, the index says {body['data_size']}; {_AGAIN}")
     return body
 

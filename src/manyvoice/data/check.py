@@ -172,9 +172,11 @@ class _Rows:
         if not 0 < utterance.duration < float("inf"):
             self.note("malformed row", utterance.where, f"duration = {utterance.duration}: must be positive seconds", i)
             return
-        first = self._seen.setdefault(utterance.id, utterance.where)
-        if first is not utterance.where:
+        if utterance.id in self._seen:
+            first = self._seen[utterance.id]
             self.note("duplicate id", utterance.where, f"id = {utterance.id!r}: is also at {first}; rename one", i)
+        else:
+            self._seen[utterance.id] = utterance.where
         self._look_at_audio(utterance, i)
         self._look_at_text(utterance, i)
 
@@ -224,7 +226,11 @@ class _Rows:
             if lacking := self._tokenizer.unknown(text):
                 shown = "".join(sorted(lacking)) if all(len(c) == 1 for c in lacking) else " ".join(sorted(lacking))
                 self.note("unknown characters", where, f"{shown!r}: the tokenizer has none; normalise the text", i)
+                return
             labels = self._tokenizer.encode(text)
+            if not labels:
+                self.note("empty text", where, f"the tokenizer leaves nothing of {text[:40]!r}; leave the row out", i)
+                return
         self._speeds.append((len(labels) / utterance.duration, i, where))
         if self._encoder_frames is None:
             return

@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -182,7 +183,8 @@ class Library(Engine):
         """End the process."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # a request that a dead process will not read
+                    stream.close()
         self._process.wait(timeout=_SECONDS_PER_UTTERANCE)
 
     def _ask(self, request: dict[str, Any]) -> bytes:

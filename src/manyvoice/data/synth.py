@@ -335,7 +335,7 @@ class _Speech:
             "format": _CORPUS_FORMAT,
             "seed": self._spec.seed,
             "utterances": len(rows),
-            "seconds": round(math.fsum(row["duration"] for row in rows), 3),
+            "seconds": round(math.fsum(row["duration"] for row in rows), 6),
             "engine": {"name": "espeak-ng", "kind": self._engine.kind, "version": self._engine.version},
             "libraries": {**libraries, "libsndfile": soundfile.__libsndfile_version__},
             "spec": spec,

@@ -128,7 +128,7 @@ def average(folders: Sequence[Path], file: str = "model") -> dict[str, Tensor]:
         for name, x in this.items():
             if x.is_floating_point() or x.is_complex():
                 wide = x.to(torch.complex128 if x.is_complex() else torch.float64)
-                total[name] = total[name].add_(wide) if name in total else wide.clone()
+                total[name] = total[name].add_(wide) if name in total else wide
         last = this
     return {name: (total[name] / len(folders)).to(x.dtype) if name in total else x for name, x in last.items()}
 
