@@ -198,7 +198,7 @@ def _decode(
         raise AudioError(f"{name}: {reason}; correct the row or leave it out")
     start = round(offset * rate)
     asked = file.frames - start if duration is None else max(1, round(duration * rate))
-    file.seek(min(start, file.frames))
+    _advance(file, min(start, file.frames))
     blocks: list[NDArray[np.float32]] = []
     got = 0
     while got < asked:
@@ -214,6 +214,15 @@ def _decode(
             "header says it does; correct the duration or replace the file"
         )
     return np.concatenate(blocks)
+
+
+def _advance(file: soundfile.SoundFile, start: int) -> None:
+    """Go to a sample. An MP3 is decoded up to it: libsndfile 1.2.2 gives silence after seeking in some of them."""
+    if file.format != "MP3":
+        file.seek(start)
+        return
+    while start > 0 and (dropped := len(file.read(min(_BLOCK, start), dtype="float32", always_2d=True))):
+        start -= dropped
 
 
 def _check_amount(name: str, seconds: Seconds, size: int, limits: AudioLimits) -> None:

@@ -165,10 +165,10 @@ def _index(file: BinaryIO, shown: str, quoted: bool) -> tuple[NDArray[np.int64],
             ends = np.arange(len(breaks))
         if len(ends):
             begin = np.concatenate([[0], breaks[ends[:-1]] + 1])
-            full = np.maximum.reduceat(bytes_C, begin) > ord(" ")
+            used = int(breaks[ends[-1]]) + 1
+            full = np.maximum.reduceat(bytes_C[:used], begin) > ord(" ")
             starts.append(at + begin[full])
             numbers.append(number + np.concatenate([[0], ends[:-1] + 1])[full])
-            used = int(breaks[ends[-1]]) + 1
             chunk, at, number = chunk[used:], at + used, number + int(ends[-1]) + 1
         rest = chunk
         if len(rest) > _LONGEST:

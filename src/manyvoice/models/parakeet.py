@@ -209,7 +209,9 @@ class _PositionProjection(nn.Linear):
 
     @classmethod
     def around(cls, stock: nn.Linear) -> _PositionProjection:
-        projection = cls(0, 0, bias=False, device="meta")
+        projection = cls.__new__(cls)
+        nn.Module.__init__(projection)
+        projection.register_parameter("bias", None)
         projection.in_features, projection.out_features = stock.in_features, stock.out_features
         projection.weight = stock.weight
         return projection
