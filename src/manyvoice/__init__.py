@@ -1,3 +1,92 @@
-"""Speech models that are trained once, fit every device and every voice, and prove it."""
+"""Speech models that are trained once, fit every device and every voice, and prove it.
+
+The public names; each is loaded when it is first used, so that ``import manyvoice`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from manyvoice.config import RunConfig, make_run, read_run
+    from manyvoice.data.check import check
+    from manyvoice.data.importers import import_corpus
+    from manyvoice.data.join import join_clips
+    from manyvoice.data.manifest import Corpus, open_corpus
+    from manyvoice.data.synth import SynthSpec, synthesise, synthesise_splits
+    from manyvoice.data.utterance import Utterance
+    from manyvoice.decode.compare import Arm, compare
+    from manyvoice.decode.evaluate import Evaluation, evaluate
+    from manyvoice.decode.recogniser import Recogniser
+    from manyvoice.errors import ManyvoiceError
+    from manyvoice.models.anatomy import anatomy_of
+    from manyvoice.recipes.card import check_model
+    from manyvoice.recipes.train import train
+    from manyvoice.recipes.transcribe import Transcript, transcribe
+
+_WHERE = {
+    "Arm": "decode.compare",
+    "Corpus": "data.manifest",
+    "Evaluation": "decode.evaluate",
+    "ManyvoiceError": "errors",
+    "Recogniser": "decode.recogniser",
+    "RunConfig": "config",
+    "SynthSpec": "data.synth",
+    "Transcript": "recipes.transcribe",
+    "Utterance": "data.utterance",
+    "anatomy_of": "models.anatomy",
+    "check": "data.check",
+    "check_model": "recipes.card",
+    "compare": "decode.compare",
+    "evaluate": "decode.evaluate",
+    "import_corpus": "data.importers",
+    "join_clips": "data.join",
+    "make_run": "config",
+    "open_corpus": "data.manifest",
+    "read_run": "config",
+    "synthesise": "data.synth",
+    "synthesise_splits": "data.synth",
+    "train": "recipes.train",
+    "transcribe": "recipes.transcribe",
+}
+
+__all__ = [
+    "Arm",
+    "Corpus",
+    "Evaluation",
+    "ManyvoiceError",
+    "Recogniser",
+    "RunConfig",
+    "SynthSpec",
+    "Transcript",
+    "Utterance",
+    "anatomy_of",
+    "check",
+    "check_model",
+    "compare",
+    "evaluate",
+    "import_corpus",
+    "join_clips",
+    "make_run",
+    "open_corpus",
+    "read_run",
+    "synthesise",
+    "synthesise_splits",
+    "train",
+    "transcribe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'manyvoice' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    value = getattr(import_module(f"manyvoice.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

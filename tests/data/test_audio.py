@@ -66,6 +66,14 @@ def test_a_span_is_a_slice_of_the_whole(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(span_N, whole_N[8000:12_000], atol=0.02)
 
 
+def test_a_long_mp3_does_not_fall_silent_after_the_first_block(tmp_path: Path) -> None:
+    time_N = np.arange(160_000) / 16_000
+    soundfile.write(tmp_path / "a.mp3", 0.3 * np.sin(2 * np.pi * 300 * time_N), 16_000, format="MP3")
+    x_N = read_audio(tmp_path / "a.mp3")
+    loud_N = np.abs(x_N[: len(x_N) // 1600 * 1600]).reshape(-1, 1600).max(axis=1)
+    assert len(x_N) == 160_000 and loud_N.min() > 0.25
+
+
 @given(st.integers(1, 3000), st.sampled_from([8000, 11_025, 22_050, 44_100, 48_000]))
 def test_resampling_keeps_the_duration(samples: int, rate: int) -> None:
     x_N = noise(samples)

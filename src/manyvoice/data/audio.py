@@ -7,11 +7,12 @@ Everything that decodes sound in manyvoice comes through `read_audio`, so its li
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, final
 
 import numpy as np
 import soundfile
@@ -154,12 +155,46 @@ def sound_name(sound: Sound) -> str:
 _DAMAGED: Final = "the file is damaged or no sound: replace it, or leave the row out"
 
 
+@final
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+    """A file that is only read onwards.
+
+    soundfile seeks to where it already is after every block, and libsndfile 1.2.2 gives silence after a seek in some
+    MP3 files: read in blocks, they would fall silent after the first.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+@final
+class _Memory:
+    """Bytes as a file for libsndfile, which seeks to negative places in damaged ones: that moves nothing here."""
+
+    def __init__(self, data: bytes):
+        self._file = io.BytesIO(data)
+
+    def seek(self, offset: int, whence: int) -> int:
+        with contextlib.suppress(ValueError, OverflowError):
+            self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+    def readinto(self, buffer: bytearray) -> int:
+        return self._file.readinto(buffer)
+
+
 def _opened(sound: Sound) -> soundfile.SoundFile:
     name = sound_name(sound)
     if not isinstance(sound, bytes):
         _check_file(name, Path(sound))
     try:
-        file = soundfile.SoundFile(io.BytesIO(sound) if isinstance(sound, bytes) else str(sound))
+        file = _Forward(_Memory(sound) if isinstance(sound, bytes) else str(sound))
     except _UNREADABLE as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         raise AudioError(f"{name}: cannot be opened as sound: {reason}; {_DAMAGED}") from error
@@ -217,8 +252,8 @@ def _decode(
 
 
 def _advance(file: soundfile.SoundFile, start: int) -> None:
-    """Go to a sample. An MP3 is decoded up to it: libsndfile 1.2.2 gives silence after seeking in some of them."""
-    if file.format != "MP3":
+    """Go to a sample; an MP3 is decoded up to it, see `_Forward`."""
+    if start > 0 and file.format != "MP3":
         file.seek(start)
         return
     while start > 0 and (dropped := len(file.read(min(_BLOCK, start), dtype="float32", always_2d=True))):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, final
 
@@ -159,7 +159,7 @@ def _words(recogniser: Recogniser, logp_TV: Tensor, tokens: Sequence[int]) -> li
 
 
 def _later(word: Word, offset: float) -> Word:
-    return Word(word.text, Seconds(word.start + offset), Seconds(word.end + offset), word.confidence)
+    return replace(word, start=Seconds(word.start + offset), end=Seconds(word.end + offset))
 
 
 def transcribe(
