@@ -160,6 +160,14 @@ def test_a_zero_byte_in_a_path_cannot_open_another_file(wav: Wav) -> None:
         read_audio(f"{wav('a.wav')}\0.txt")
 
 
+def test_a_damaged_header_in_memory_is_refused_without_noise(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.aiff", np.zeros(100), 16_000)
+    data = bytearray((tmp_path / "a.aiff").read_bytes())
+    data[38] = 255  # libsndfile then seeks before the start, which must not print a traceback
+    with pytest.raises(AudioError, match="cannot be opened as sound"):
+        read_audio(bytes(data))
+
+
 def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(0, np.float32), 16_000)
     with pytest.raises(AudioError, match="holds no sound"):

@@ -560,6 +560,7 @@ def test_stats_count() -> None:
     assert stats.hours == pytest.approx(6 / 3600) and stats.tokens_per_second == pytest.approx(4 / 6)
     assert (stats.duration_quantiles[0.0], stats.duration_quantiles[0.5], stats.duration_quantiles[1.0]) == (1, 2, 3)
     assert "3 utterances, 0.00 h, 2 speakers (1 utterances without one)" in corpus.describe()
+    assert "characters/s" in corpus.describe() and "labels/s" in stats.text()
     assert json.loads(json.dumps(stats.json()))["words"] == 4
     assert open_corpus([]).stats().tokens_per_second == 0
 

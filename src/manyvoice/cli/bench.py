@@ -38,13 +38,17 @@ def bench(
 
 
 def _show(document: dict[str, Any]) -> None:
-    columns = list(dict.fromkeys(k for row in document["rows"] for k in row if k not in _STAMPS))
-    table(document["question"], columns, [[_cell(row.get(c, "")) for c in columns] for row in document["rows"]])
+    """A line a row, then the aims: rows have more columns than a terminal."""
+    for row in document["rows"]:
+        told = [f"{name} {_cell(value)}" for name, value in row.items() if name not in _STAMPS]
+        print(f"{row['date']}  {', '.join(told)}")
     aims = [[a["name"], a["aim"], _cell(a["measured"]), "yes" if a["holds"] else "no"] for a in document["aims"]]
-    table("aims", ["aim", "limit", "measured", "holds"], aims)
+    table("", ["aim", "limit", "measured", "holds"], aims)
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, list):
+        return " to ".join(str(_cell(v)) for v in value)
     return f"{value:.4g}" if isinstance(value, float) else value
 
 

@@ -19,7 +19,7 @@ class CorpusStats:
     Args:
         speakers: different names; utterances without one count in ``without_speaker``.
         duration_quantiles: seconds, by probability.
-        tokens: labels of the encoder that was passed in, characters without one.
+        unit: what tokens are: "labels" of the encoder that was passed in, "characters" without one.
         tokens_per_second: over the whole corpus.
     """
 
@@ -29,6 +29,7 @@ class CorpusStats:
     without_speaker: int
     words: int
     duration_quantiles: Mapping[float, float]
+    unit: str
     tokens: int
     tokens_per_second: float
 
@@ -43,7 +44,7 @@ class CorpusStats:
         nameless = f" ({self.without_speaker} utterances without one)" if self.without_speaker else ""
         return (
             f"{self.utterances} utterances, {self.hours:.2f} h, {self.speakers} speakers{nameless}, "
-            f"{self.words} words, {self.tokens_per_second:.1f} tokens/s\ndurations: {spread or 'none'}"
+            f"{self.words} words, {self.tokens_per_second:.1f} {self.unit}/s\ndurations: {spread or 'none'}"
         )
 
 
@@ -69,6 +70,7 @@ def measure(utterances: Iterable[Utterance], encode: Callable[[str], Sequence[in
         without_speaker=nameless,
         words=words,
         duration_quantiles={p: float(q) for p, q in zip(QUANTILES, spread, strict=False)},
+        unit="characters" if encode is None else "labels",
         tokens=tokens,
         tokens_per_second=tokens / seconds if seconds > 0 else 0.0,
     )
