@@ -91,7 +91,10 @@ def synthetic(bench: Bench) -> Path:
         seed=SEED,
     )
     return synthesise(
-        spec, folder, jobs=int(bench.option("jobs", "2")), progress=lambda d, n: bench.watcher.progress("speaking", d, n)
+        spec,
+        folder,
+        jobs=int(bench.option("jobs", "2")),
+        progress=lambda d, n: bench.watcher.progress("speaking", d, n),
     )
 
 

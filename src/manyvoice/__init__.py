@@ -5,8 +5,8 @@ The public names; each is loaded when it is first used, so that ``import manyvoi
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -80,10 +80,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _WHERE:
         raise AttributeError(f"module 'manyvoice' has no attribute {name!r}; its names are {', '.join(__all__)}")
-    value = getattr(import_module(f"manyvoice.{_WHERE[name]}"), name)
+    value: object = getattr(_import_module(f"manyvoice.{_WHERE[name]}"), name)
     globals()[name] = value
     return value
 

@@ -26,7 +26,9 @@ def synth(
     text: Annotated[Path | None, typer.Option(help="Phrases to speak, one a line; implies sentences.")] = None,
     words: Annotated[tuple[int, int], typer.Option(help="Shortest and longest phrase in words.")] = (1, 12),
     vocabulary: Annotated[int | None, typer.Option(help="Only phrases of the N most frequent words.")] = None,
-    dialect: Annotated[list[str] | None, typer.Option(help="One or more of the dialects; all English ones else.")] = None,
+    dialect: Annotated[
+        list[str] | None, typer.Option(help="One or more of the dialects; all English ones else.")
+    ] = None,
     atypical: Annotated[int, typer.Option(help="How many speakers are simulated atypical ones.")] = 0,
     noise: Annotated[float, typer.Option(help="Probability of noise.")] = 0.0,
     snr: Annotated[tuple[float, float], typer.Option(help="Lowest and highest signal-to-noise ratio in dB.")] = (5, 20),
@@ -67,9 +69,7 @@ def synth(
             terminal.progress("speaking", done, total)
 
         if splits is None:
-            written = {
-                "all": synthesis.synthesise(spec, out, jobs=jobs, overwrite=overwrite, progress=progress)
-            }
+            written = {"all": synthesis.synthesise(spec, out, jobs=jobs, overwrite=overwrite, progress=progress)}
         else:
             written = synthesis.synthesise_splits(
                 spec,
@@ -132,7 +132,9 @@ def check(
     text = report.text(limit=limit) if report.problems else f"{len(rows)} utterances, nothing wrong"
     emit({"utterances": len(rows), "counts": dict(report.counts()), "problems": problems}, as_json=as_json, text=text)
     if report.errors():
-        raise CorpusError(f"{len(report.errors())} rows are bad; mend them, or leave them out with corpus.skip_bad=true")
+        raise CorpusError(
+            f"{len(report.errors())} rows are bad; mend them, or leave them out with corpus.skip_bad=true"
+        )
 
 
 @corpus.command()

@@ -24,7 +24,9 @@ def transcribe(
     beam: Annotated[int, typer.Option(help="Beam width; 1 is greedy.")] = 1,
     lm: Annotated[Path | None, typer.Option(help="N-gram language model (ARPA) for the beam.")] = None,
     lm_weight: Annotated[float, typer.Option(help="Weight of the language model.")] = 0.5,
-    hotword: Annotated[list[str] | None, typer.Option(help="A word or phrase to favour, as text or text=bonus.")] = None,
+    hotword: Annotated[
+        list[str] | None, typer.Option(help="A word or phrase to favour, as text or text=bonus.")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave unreadable sounds out, listed and counted.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
@@ -36,8 +38,7 @@ def transcribe(
     from manyvoice.recipes import transcribe as recipe
     from manyvoice.types import Seconds
 
-    if form not in recipe.ENDINGS:
-        raise UsageError(f"--format = {form!r}: must be one of {', '.join(recipe.ENDINGS)}")
+    wanted = recipe.form_named(form)
     if not longest > 0:
         raise UsageError(f"--longest = {longest}: must be seconds above 0; 30 is usual")
     recogniser = Recogniser.load(model)
@@ -51,11 +52,11 @@ def transcribe(
         terminal.note(f"left out: {error}")
 
     with Terminal() as terminal:
-        work = recipe.pending(recipe.recordings_of(sources), output, form)
+        work = recipe.pending(recipe.recordings_of(sources), output, wanted)
         transcripts = recipe.transcribe_all(
             recogniser, work, longest=Seconds(longest), beam=decoder, on_error=on_error if skip_bad else None
         )
-        written = recipe.write_all(transcripts, sys.stdout, output, form, as_json=as_json)
+        written = recipe.write_all(transcripts, sys.stdout, output, wanted, as_json=as_json)
         if output is not None:
             terminal.note(f"{written} recordings transcribed into {output}")
     if bad:

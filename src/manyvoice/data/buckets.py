@@ -1,6 +1,6 @@
 """Bins of the duration axis, and how many utterances a batch of each bin holds.
 
-    N  utterances
+N  utterances
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Utterances to batches: features live or from a cache, augmented by seed, epoch and id alone, then padded.
 
-    N  samples   T  feature frames   F  mel bins   U  label tokens
+N  samples   T  feature frames   F  mel bins   U  label tokens
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class LiveFeatures(Features):
         utterance = self.corpus[index]
         samples_N = utterance.audio.read(self.log_mel.rate)
         if self.augment is not None and self.augment.changes_audio:
-            samples_N = augment_audio(
-                samples_N, self.augment, seed=self.seed, epoch=epoch, utterance=utterance.id
-            )
+            samples_N = augment_audio(samples_N, self.augment, seed=self.seed, epoch=epoch, utterance=utterance.id)
         return self.log_mel(samples_N)
 
 

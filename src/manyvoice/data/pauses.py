@@ -1,6 +1,6 @@
 """Long recordings cut at pauses, so that no piece is longer than the recogniser was made for.
 
-    N  samples
+N  samples
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Tokenizer:
     def __init__(self, stock: PreTrainedTokenizerFast) -> None:
         self.stock = stock
         backend = stock.backend_tokenizer
-        self.strings: list[str] = [backend.id_to_token(i) for i in range(backend.get_vocab_size())]
+        self.strings: list[str] = [backend.id_to_token(i) or "" for i in range(backend.get_vocab_size())]
         if stock.pad_token_id is None:
             raise ModelError("the tokenizer names no padding token, which is the CTC blank; set pad_token")
         self.blank: int = int(stock.pad_token_id)

@@ -1,6 +1,6 @@
 """A corpus through a recogniser: hypotheses, error rates with intervals, loss per token and per character.
 
-    B  utterances   T  encoder frames
+B  utterances   T  encoder frames
 """
 
 from __future__ import annotations

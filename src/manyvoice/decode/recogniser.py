@@ -1,6 +1,6 @@
 """A recogniser: model, tokenizer and feature extractor of one folder, joined.
 
-    B  utterances   T  encoder frames   V  vocabulary
+B  utterances   T  encoder frames   V  vocabulary
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Recogniser:
         """By folder or hub id. ModelError if anything is missing or does not fit."""
         folder = resolve(spec)
         model, family = load_model(folder, dtype=dtype)
-        return cls(model.to(device), family, Tokenizer.load(folder), LogMel.load(folder), folder)
+        model.to(torch.device(device))  # type: ignore[arg-type]  # Transformers wraps nn.Module.to untyped
+        return cls(model, family, Tokenizer.load(folder), LogMel.load(folder), folder)
 
     def save(self, folder: Path) -> None:
         """A folder that stock Transformers loads: AutoModelForCTC, AutoProcessor, pipeline."""

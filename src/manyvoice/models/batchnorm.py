@@ -132,10 +132,11 @@ def recalibrate(model: nn.Module, forwards: Iterator[Callable[[], object]]) -> N
 
 
 def _pending_sum(norm: MaskedBatchNorm) -> Tensor:
+    """Sums of means and of variances, and how many, in one vector of float64."""
     assert norm.running_mean is not None
-    double = {"dtype": torch.float64, "device": norm.running_mean.device}
+    device = norm.running_mean.device
     if not norm.pending:
-        return torch.zeros(2 * norm.num_features + 1, **double)  # type: ignore[call-overload, no-any-return]
+        return torch.zeros(2 * norm.num_features + 1, dtype=torch.float64, device=device)
     means, variances = zip(*norm.pending, strict=True)
-    one = torch.tensor([float(len(means))], **double)  # type: ignore[call-overload]
-    return torch.cat([torch.stack(means).double().sum(0), torch.stack(variances).double().sum(0), one])
+    count = torch.tensor([float(len(means))], dtype=torch.float64, device=device)
+    return torch.cat([torch.stack(means).double().sum(0), torch.stack(variances).double().sum(0), count])

@@ -1,7 +1,7 @@
 """Parakeet with a CTC head: a FastConformer encoder (Rekesh et al., arXiv:2305.05084) as Transformers runs it.
 
-    B  utterances   T  encoder frames   F  mel bins   D  model width   V  vocabulary, blank last
-    C  channels of the subsampling front end
+B  utterances   T  encoder frames   F  mel bins   D  model width   V  vocabulary, blank last
+C  channels of the subsampling front end
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class ParakeetCTC(Family):
 
     def load(self, folder: str, **options: object) -> PreTrainedModel:
         """From a folder, safetensors only, its BatchNorm under our rule."""
-        model = ParakeetForCTC.from_pretrained(folder, use_safetensors=True, **options)
+        stock: Any = ParakeetForCTC
+        model: PreTrainedModel = stock.from_pretrained(folder, use_safetensors=True, **options)
         self.prepare_training(model)
         return model
 
@@ -149,7 +150,8 @@ class ParakeetCTC(Family):
 
     def logits(self, model: PreTrainedModel, encoded: Padded) -> Padded:
         """CTC scores B T V."""
-        return Padded(x=model.ctc_head(encoded.x), len_B=encoded.len_B)
+        head: Any = model.ctc_head
+        return Padded(x=head(encoded.x), len_B=encoded.len_B)
 
     def encoder_frames(self, model: PreTrainedModel, frames: int) -> Frames:
         """Each strided convolution halves, rounding up."""
@@ -168,6 +170,7 @@ class ParakeetCTC(Family):
         encoder = self._encoder(model)
         config = encoder.config
         D = config.hidden_size
+        head: Any = model.ctc_head
         sites: list[Site] = []
         components: list[Component] = []
         taps = [Tap(name="encoder.layers.0", layer=-1, width=D)]
@@ -183,7 +186,7 @@ class ParakeetCTC(Family):
             components=tuple(components),
             taps=tuple(taps),
             front=_front_cost(encoder.subsampling, config),
-            head=Cost(_count(model.ctc_head), per_frame=float(model.ctc_head.weight.numel())),
+            head=Cost(_count(head), per_frame=float(head.weight.numel())),
         )
 
     @staticmethod
@@ -192,7 +195,8 @@ class ParakeetCTC(Family):
 
     @staticmethod
     def _lengths(model: PreTrainedModel, len_B: Tensor) -> Tensor:
-        lengths: Tensor = model._get_subsampling_output_length(len_B)
+        stock: Any = model
+        lengths: Tensor = stock._get_subsampling_output_length(len_B)
         return lengths.to(torch.int64)
 
 
@@ -304,9 +308,7 @@ def _chunks(ff: Any, i: int, part: str, short: str) -> list[Component]:
         cuts += [Cut(f"{path}.linear1.bias", 0, start, stop)] if bias else []
         cost = Cost(n * (2 * width + bias), per_frame=2.0 * n * width)
         name = f"layers.{i}.{short}.{k}"
-        found.append(
-            Component(name=name, kind="ff_chunk", layer=i, index=k, part=part, cuts=tuple(cuts), cost=cost)
-        )
+        found.append(Component(name=name, kind="ff_chunk", layer=i, index=k, part=part, cuts=tuple(cuts), cost=cost))
     return found
 
 
@@ -328,9 +330,7 @@ def _heads(attention: Any, i: int) -> list[Component]:
         # scores, relative scores over 2T - 1 offsets, and the weighted sum; the offsets are projected once: 2T rows
         cost = Cost(parameters, per_frame=(4.0 + 2.0) * K * D, per_pair=4.0 * K)
         name = f"layers.{i}.head.{h}"
-        found.append(
-            Component(name=name, kind="head", layer=i, index=h, part="self_attn", cuts=tuple(cuts), cost=cost)
-        )
+        found.append(Component(name=name, kind="head", layer=i, index=h, part="self_attn", cuts=tuple(cuts), cost=cost))
     return found
 
 

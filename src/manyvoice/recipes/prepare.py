@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
-
-import numpy as np
 
 from manyvoice.config import AugmentConfig, CorpusConfig, RunConfig
 from manyvoice.data.augment import Augment
@@ -17,7 +15,7 @@ from manyvoice.data.collate import CachedFeatures, Collator, Features, LiveFeatu
 from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.data.plan import Plan, share
-from manyvoice.data.tokens import Tokenizer, train_tokenizer
+from manyvoice.data.tokens import train_tokenizer
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import CorpusError
 from manyvoice.models.anatomy import parameter_count
@@ -135,14 +133,9 @@ def prepare(run: RunConfig, watcher: Watcher, *, recogniser: Recogniser | None =
     augment = augment_of(run.augment)
     features = features_of(train, recogniser.log_mel, cache, watcher, "train", augment, run.seed)
     dev_features = features_of(dev, recogniser.log_mel, cache, watcher, "dev", Augment(), run.seed)
-    tokens = encode_all(recogniser.tokenizer, train.texts())
+    tokens = [recogniser.tokenizer.encode(text) for text in train.texts()]
     collator = Collator(train, features, tokens, augment=augment, seed=run.seed)
     return Prepared(Corpora(train, dev, corpora.test), recogniser, plan_of(run, train), collator, dev_features)
-
-
-def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Label tokens of every text, compact."""
-    return [np.asarray(tokenizer.encode(text), dtype=np.int32) for text in texts]
 
 
 def feed(

@@ -1,8 +1,8 @@
 """A whole training run: one folder from a run file, resumed by the same command after whatever ended it.
 
-    output/run.yaml        all settings              output/checkpoints/   safetensors and JSON
-    output/metrics.jsonl   a line a step             output/model/         the model, loadable by stock Transformers
-    output/events/         TensorBoard               output/cache/         features
+output/run.yaml        all settings              output/checkpoints/   safetensors and JSON
+output/metrics.jsonl   a line a step             output/model/         the model, loadable by stock Transformers
+output/events/         TensorBoard               output/cache/         features
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.models import batchnorm
 from manyvoice.recipes.card import Provenance, write_card
-from manyvoice.recipes.prepare import Prepared, feed, prepare
+from manyvoice.recipes.prepare import feed, prepare
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train import distributed
 from manyvoice.train.checkpoint import Keeper, Kept, average, load
@@ -31,8 +31,8 @@ from manyvoice.train.loop import fit
 from manyvoice.train.metrics import MetricsLog, Pace
 from manyvoice.train.objective import ctc
 from manyvoice.train.optim import build_optimizer
-from manyvoice.train.schedule import Schedule, build_schedule
 from manyvoice.train.packing import pack_optimizer, unpack_optimizer
+from manyvoice.train.schedule import Schedule, build_schedule
 from manyvoice.train.step import Place, PlainStep
 
 # ScaledAdam's and AdamW's peak rates: icefall's Zipformer recipe, and what small Parakeets learned with here.
@@ -83,9 +83,7 @@ class Training:
             claim_folder(config)
         accelerator.wait_for_everyone()
         keep = config.train
-        self.keeper = Keeper(
-            self.output / "checkpoints", last=keep.keep_last, best=keep.keep_best, writer=self.main
-        )
+        self.keeper = Keeper(self.output / "checkpoints", last=keep.keep_last, best=keep.keep_best, writer=self.main)
 
     def run(self, resume_from: str | None) -> Path:
         """Prepare, fit, choose, save."""
@@ -336,4 +334,6 @@ def _save_aside(recogniser: Recogniser, folder: Path) -> None:
         aside.replace(folder)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise WorkError(f"{folder}: cannot be written ({error}); free space, then run the same command again") from error
+        raise WorkError(
+            f"{folder}: cannot be written ({error}); free space, then run the same command again"
+        ) from error

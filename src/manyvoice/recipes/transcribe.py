@@ -1,6 +1,6 @@
 """Sound to text: files, folders or manifests to text, JSON lines, SRT or VTT.
 
-    T  encoder frames   V  vocabulary
+T  encoder frames   V  vocabulary
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from manyvoice.errors import AudioError, UsageError, WorkError
 from manyvoice.types import Padded, Seconds
 
 Form = Literal["text", "jsonl", "srt", "vtt"]
-ENDINGS: dict[str, str] = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt", "vtt": ".vtt"}
+ENDINGS: dict[Form, str] = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt", "vtt": ".vtt"}
 _SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a"}
 _MANIFESTS = {".jsonl", ".json", ".csv", ".tsv", ".gz"}
 # Feature normalisation wants more than a blink; shorter pieces hold no word.
@@ -81,7 +81,9 @@ def recordings_of(sources: Sequence[str | Path]) -> Iterator[Recording]:
         if source.is_dir():
             files = sorted(p for p in source.rglob("*") if p.suffix.lower() in _SOUNDS)
             if not files:
-                raise UsageError(f"{source}: no sound files in this folder; known endings: {', '.join(sorted(_SOUNDS))}")
+                raise UsageError(
+                    f"{source}: no sound files in this folder; known endings: {', '.join(sorted(_SOUNDS))}"
+                )
             for path in files:
                 yield _of_file(path)
         elif source.suffix.lower() in _MANIFESTS and source.is_file():
@@ -208,6 +210,14 @@ def _hotword(spec: str) -> tuple[str, float]:
         raise UsageError(f"--hotword {spec!r}: the bonus after = must be a number, as in manyvoice=5") from error
 
 
+def form_named(name: str) -> Form:
+    """The output form of that name; UsageError lists them."""
+    for form in ENDINGS:
+        if form == name:
+            return form
+    raise UsageError(f"--format = {name!r}: must be one of {', '.join(ENDINGS)}")
+
+
 def output_of(recording: str, folder: Path, form: Form) -> Path:
     """The file of one recording in an output folder; path separators become underscores."""
     stem = recording.strip("/").replace("/", "_").replace("\\", "_")
@@ -246,7 +256,9 @@ def write_all(
                 _store(transcript, output, form)
     except OSError as error:
         where = output if output is not None else "standard output"
-        raise WorkError(f"{where}: cannot be written ({error}); what was written stays, run it again to go on") from error
+        raise WorkError(
+            f"{where}: cannot be written ({error}); what was written stays, run it again to go on"
+        ) from error
     if as_json:
         json.dump({"transcripts": documents}, screen, ensure_ascii=False, indent=1)
         screen.write("\n")

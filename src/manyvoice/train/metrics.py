@@ -31,7 +31,9 @@ class MetricsLog:
             os.replace(aside, self.path)
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written ({error}); free space or choose another output")
+            raise CheckpointError(
+                f"{self.path}: cannot be written ({error}); free space or choose another output"
+            ) from error
         self._events = _tensorboard(folder, resume_at) if tensorboard else None
 
     def write(self, line: Mapping[str, Any]) -> None:

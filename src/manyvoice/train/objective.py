@@ -1,6 +1,6 @@
 """What training minimises. An objective maps a model and a batch to a :class:`Loss`.
 
-    B  utterances   T  encoder frames   V  vocabulary   U  label tokens
+B  utterances   T  encoder frames   V  vocabulary   U  label tokens
 """
 
 from __future__ import annotations
