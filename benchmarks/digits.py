@@ -20,7 +20,7 @@ from manyvoice.data.join import join_clips
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
-from manyvoice.decode.wer import Score
+from manyvoice.decode.wer import Score, alignment
 from manyvoice.recipes.bench import Aim, Bench
 from manyvoice.recipes.train import train
 
@@ -95,23 +95,22 @@ def _arm(bench: Bench, left_out: str | None) -> None:
 
 
 def clip_interval(score: Score, clips: list[list[str]], samples: int = 10_000) -> tuple[float, float]:
-    """95 % bootstrap over clips: a clip drawn k times makes every string it is in weigh by the mean of its k.
+    """95 % bootstrap over clips: e_c errors in n_c uses of clip c; draw clips, sum(m_c e_c) / sum(m_c n_c).
 
-    Strings are ratios of sums with the mean multiplicity of their clips as weight.
+    A word's error belongs to the clip it was spoken in; an inserted word to the clip before it.
     """
-    names = sorted({c for string in clips for c in string})
-    place = {c: i for i, c in enumerate(names)}
-    member_NC = np.zeros((len(clips), len(names)))
-    for n, string in enumerate(clips):
+    used: dict[str, list[int]] = {}
+    for reference, hypothesis, string in zip(score.references, score.hypotheses, clips, strict=True):
+        place = 0
         for clip in string:
-            member_NC[n, place[clip]] += 1.0 / len(string)
-    rng = np.random.default_rng(SEED)
-    drawn_MC = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=samples)
-    weight_MN = drawn_MC @ member_NC.T
-    errors_N = np.array([c.errors for c in score.counts], dtype=float)
-    words_N = np.array([c.reference for c in score.counts], dtype=float)
-    rates_M = (weight_MN @ errors_N) / (weight_MN @ words_N)
-    low, high = np.quantile(rates_M, [0.025, 0.975])
+            used.setdefault(clip, [0, 0])[1] += 1
+        for op in alignment(reference, hypothesis):
+            owner = string[max(0, place - 1)] if op.kind == "insertion" else string[place]
+            used[owner][0] += op.kind != "hit"
+            place += op.kind != "insertion"
+    errors_C, uses_C = np.array(list(used.values()), dtype=float).T
+    drawn_MC = np.random.default_rng(SEED).multinomial(len(used), np.full(len(used), 1 / len(used)), size=samples)
+    low, high = np.quantile((drawn_MC @ errors_C) / (drawn_MC @ uses_C), [0.025, 0.975])
     return float(low), float(high)
 
 

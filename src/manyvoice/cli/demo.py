@@ -12,8 +12,8 @@ from manyvoice.cli.console import Terminal, emit
 
 def demo(
     folder: Annotated[Path, typer.Option(help="Where corpus, run and model go.")] = Path("runs/demo"),
-    utterances: Annotated[int, typer.Option(help="Phrases to speak.")] = 1200,
-    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 9,
+    utterances: Annotated[int, typer.Option(help="Phrases to speak.")] = 1600,
+    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Speak a corpus, train a small model, measure it, transcribe. About three minutes on two cores.

@@ -76,11 +76,15 @@ def build_recogniser(run: RunConfig, corpus: Corpus) -> Recogniser:
 
 
 def checked(corpus: Corpus, recogniser: Recogniser, *, skip_bad: bool, watcher: Watcher, name: str) -> Corpus:
-    """The corpus without bad rows if that was asked for; CorpusError listing them otherwise. Warnings are told."""
+    """The corpus without bad rows if that was asked for; CorpusError listing them otherwise. Warnings are told.
+
+    Only training needs labels that fit: a text that the model cannot write is an error it makes, and is measured.
+    """
+    train = name == "train"
     report = check(
         corpus,
-        tokenizer=recogniser.tokenizer,
-        encoder_frames=recogniser.encoder_frames,
+        tokenizer=recogniser.tokenizer if train else None,
+        encoder_frames=recogniser.encoder_frames if train else None,
         progress=lambda done, total: watcher.progress(f"checking {name}", done, total),
     )
     if report.problems:
