@@ -16,6 +16,7 @@ from typing import Any, final
 
 import yaml
 
+from manyvoice import __version__
 from manyvoice.config import RunConfig
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.decode.evaluate import Evaluation, evaluate
@@ -26,7 +27,7 @@ from manyvoice.recipes.prepare import Corpora
 from manyvoice.recipes.watch import Silent, Watcher
 
 CARD, FORMAT = "manyvoice.json", "card.v1"
-_PACKAGES = ("manyvoice", "torch", "transformers", "accelerate", "lhotse", "tokenizers", "sentencepiece", "soundfile")
+_PACKAGES = ("torch", "transformers", "accelerate", "lhotse", "tokenizers", "sentencepiece", "soundfile")
 
 
 @final
@@ -76,7 +77,7 @@ class Provenance:
         licence = said.licence
         data = [
             Data.of("train", said.train, corpora.train, licence),
-            Data.of("dev", said.dev or f"{said.dev_share:.0%} of train", corpora.dev, licence),
+            Data.of("dev", said.dev or str(Path(run.output) / "dev.jsonl"), corpora.dev, licence),
         ]
         if corpora.test is not None:
             data.append(Data.of("test", said.test, corpora.test, licence))
@@ -93,7 +94,7 @@ class Provenance:
 
 def versions() -> dict[str, str]:
     """Of Python and the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "manyvoice": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -16,6 +16,7 @@ from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.data.plan import Plan, share
 from manyvoice.data.tokens import train_tokenizer
+from manyvoice.data.utterance import FileAudio
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import CorpusError
 from manyvoice.models.anatomy import parameter_count
@@ -129,6 +130,8 @@ def plan_of(run: RunConfig, corpus: Corpus) -> Plan:
 def prepare(run: RunConfig, watcher: Watcher, *, recogniser: Recogniser | None = None) -> Prepared:
     """Open, check, build, cache and plan; what a resumed run was trained with comes in as ``recogniser``."""
     corpora = open_corpora(run.corpus, run.seed)
+    if run.corpus.dev is None:
+        _keep_split(Path(run.output), corpora)
     recogniser = recogniser or build_recogniser(run, corpora.train)
     skip = run.corpus.skip_bad
     train = checked(corpora.train, recogniser, skip_bad=skip, watcher=watcher, name="train")
@@ -140,6 +143,14 @@ def prepare(run: RunConfig, watcher: Watcher, *, recogniser: Recogniser | None =
     tokens = [recogniser.tokenizer.encode(text) for text in train.texts()]
     collator = Collator(train, features, tokens, augment=augment, seed=run.seed)
     return Prepared(Corpora(train, dev, corpora.test), recogniser, plan_of(run, train), collator, dev_features)
+
+
+def _keep_split(folder: Path, corpora: Corpora) -> None:
+    """Manifests of a split made here, so that the card's claims about it can be checked later."""
+    for name, corpus in (("train", corpora.train), ("dev", corpora.dev)):
+        # rows whose sound is no file of its own, as a Hugging Face dataset's, cannot be listed
+        if all(isinstance(u.audio, FileAudio) for u in corpus):
+            corpus.write(folder / f"{name}.jsonl", overwrite=True)
 
 
 def feed(

@@ -254,6 +254,8 @@ def write_all(
                 _show(transcript, screen, form)
             if output is not None:
                 _store(transcript, output, form)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = output if output is not None else "standard output"
         raise WorkError(
