@@ -43,7 +43,8 @@ def _show(document: dict[str, Any]) -> None:
         told = [f"{name} {_cell(value)}" for name, value in row.items() if name not in _STAMPS]
         print(f"{row['date']}  {', '.join(told)}")
     aims = [[a["name"], a["aim"], _cell(a["measured"]), "yes" if a["holds"] else "no"] for a in document["aims"]]
-    table("", ["aim", "limit", "measured", "holds"], aims)
+    if aims:
+        table("", ["aim", "limit", "measured", "holds"], aims)
 
 
 def _cell(value: object) -> object:

@@ -193,6 +193,34 @@ def split(
     emit({"manifests": written}, as_json=as_json, text="\n".join(written.values()))
 
 
+@corpus.command()
+def ngram(
+    texts: Annotated[list[Path], typer.Argument(help="Text files, one phrase a line, or manifests.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="ARPA file to write.")],
+    order: Annotated[int, typer.Option(help="Words in a context, this one included.")] = 3,
+    as_json: _Json = False,
+) -> None:
+    """Count an n-gram language model for `transcribe --lm`; interpolated Witten-Bell.
+
+    Example: manyvoice corpus ngram phrases.txt -o words.arpa
+    """
+    from manyvoice.data.manifest import open_corpus
+    from manyvoice.decode.lm import train_ngram
+    from manyvoice.decode.wer import normaliser_named
+
+    lines: list[str] = []
+    for path in texts:
+        try:
+            lines += (
+                path.read_text(encoding="utf-8").splitlines() if path.suffix == ".txt" else open_corpus(path).texts()
+            )
+        except (OSError, UnicodeDecodeError) as error:
+            raise CorpusError(f"{path}: cannot be read ({error}); give a text file or a manifest") from error
+    model = train_ngram(map(normaliser_named("basic"), lines), order)
+    model.write_arpa(out)
+    emit({"lm": str(out), "order": order, "lines": len(lines)}, as_json=as_json, text=str(out))
+
+
 def _shares(text: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for part in text.split(","):

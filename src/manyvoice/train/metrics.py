@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
+
+import torch
 
 from manyvoice.errors import CheckpointError
 
@@ -79,6 +83,14 @@ def _tensorboard(folder: Path, purge: int) -> Any:
     return SummaryWriter(str(folder / "events"), purge_step=purge + 1)
 
 
+def peak_memory() -> float:
+    """MiB at most so far: of the accelerator's allocator, or of this process on a CPU."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**20
+    # kilobytes on Linux, bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 @final
 class Pace:
     """Speed, padding and time left, from the log lines of steps.
@@ -101,7 +113,13 @@ class Pace:
         if self._first is None:
             self._first = (now, log["epoch"])
         padding = 1.0 - log["frames"] / log["padded_frames"] if log["padded_frames"] else 0.0
-        return {**log, "padding": padding, "seconds": took, "audio_per_second": self._smooth}
+        return {
+            **log,
+            "padding": padding,
+            "seconds": took,
+            "audio_per_second": self._smooth,
+            "memory_mib": peak_memory(),
+        }
 
     def left(self, epoch: float) -> float | None:
         """Seconds to the end at the pace so far; None at the beginning."""
