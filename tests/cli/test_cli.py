@@ -225,6 +225,21 @@ def test_a_broken_manifest_is_named_by_line(tones: Path, tmp_path: Path, manyvoi
     assert "broken.jsonl:3" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_bad_rows_can_be_skipped(tones: Path, tmp_path: Path, manyvoice: Command) -> None:
+    lines = tones.read_text().splitlines()
+    lines[2] = lines[2].replace('"duration": ', '"duration": -')
+    lines[4] = lines[4].replace(".wav", ".missing")
+    lines[6] = "{not json"
+    broken = tones.parent / "partly.jsonl"
+    broken.write_text("\n".join(lines) + "\n")
+    run = tmp_path / "run.yaml"
+    run.write_text(f"output: {tmp_path / 'out'}\ncorpus: {{train: {broken}}}\ntokenizer: {{kind: characters}}\n")
+    done = manyvoice("train", run, "corpus.skip_bad=true", "--dry-run", "--json")
+    found = document(done)
+    assert found["utterances"] + found["dev_utterances"] == 24 - 3
+    assert "3 errors" in done.stderr
+
+
 def test_beam_with_language_model_and_hotwords(
     trained: Path, tones: Path, test_tones: Path, tmp_path: Path, manyvoice: Command
 ) -> None:

@@ -121,6 +121,7 @@ def check(
     *,
     tokenizer: TextTokenizer | None = None,
     encoder_frames: Callable[[Seconds], int] | None = None,
+    audio: bool = True,
     deep: bool = False,
     max_zscore: float = 4.0,
     progress: Callable[[int, int], None] | None = None,
@@ -131,12 +132,13 @@ def check(
         tokenizer: finds characters without a label, and counts labels; characters are counted without one.
         encoder_frames: frames an utterance of so many seconds has after subsampling. CTC needs one for each label and
             one for the blank between two equal labels (Graves et al. 2006).
+        audio: look at sound headers; False where they were looked at before.
         deep: decode all sound as well, which finds damage behind the header, and digital silence.
         max_zscore: rows with labels per second this many standard deviations above the mean are warned about, the
             usual rule for a text that belongs to other audio; only the upper tail, since pauses are no fault.
         progress: called with rows done and rows in all.
     """
-    rows = _Rows(tokenizer, encoder_frames, deep)
+    rows = _Rows(tokenizer, encoder_frames, audio, deep)
     for i in range(len(corpus)):
         try:
             utterance = corpus[i]
@@ -157,10 +159,14 @@ class _Rows:
     """One pass over the corpus: what was found so far, and what must be remembered to find the rest."""
 
     def __init__(
-        self, tokenizer: TextTokenizer | None, encoder_frames: Callable[[Seconds], int] | None, deep: bool
+        self,
+        tokenizer: TextTokenizer | None,
+        encoder_frames: Callable[[Seconds], int] | None,
+        audio: bool,
+        deep: bool,
     ) -> None:
         self.problems: list[Problem] = []
-        self._tokenizer, self._encoder_frames, self._deep = tokenizer, encoder_frames, deep
+        self._tokenizer, self._encoder_frames, self._audio, self._deep = tokenizer, encoder_frames, audio, deep
         self._seen: dict[str, str] = {}
         self._speeds: list[tuple[float, int, str]] = []
 
@@ -177,7 +183,8 @@ class _Rows:
             self.note("duplicate id", utterance.where, f"id = {utterance.id!r}: is also at {first}; rename one", i)
         else:
             self._seen[utterance.id] = utterance.where
-        self._look_at_audio(utterance, i)
+        if self._audio:
+            self._look_at_audio(utterance, i)
         self._look_at_text(utterance, i)
 
     def fast_speech(self, max_zscore: float) -> list[Problem]:

@@ -10,7 +10,7 @@ from typing import final
 from manyvoice.config import AugmentConfig, CorpusConfig, RunConfig
 from manyvoice.data.augment import Augment
 from manyvoice.data.buckets import duration_bins, sizes_for
-from manyvoice.data.check import check
+from manyvoice.data.check import Report, check
 from manyvoice.data.collate import CachedFeatures, Collator, Features, LiveFeatures, read_ahead
 from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import Corpus, open_corpus
@@ -23,6 +23,9 @@ from manyvoice.models.anatomy import parameter_count
 from manyvoice.models.load import build_model
 from manyvoice.recipes.watch import Watcher
 from manyvoice.types import Batch, Seconds
+
+# With fewer speakers a share of them would be none, or nearly all the speech.
+SPEAKERS_TO_SPLIT_BY = 10
 
 
 @final
@@ -47,14 +50,22 @@ class Prepared:
     dev_features: Features
 
 
-def open_corpora(config: CorpusConfig, seed: int) -> Corpora:
-    """Open train, dev and test; where there is no dev, keep a share of the training speakers for it."""
-    train = open_corpus(config.train)
-    test = open_corpus(config.test) if config.test else None
+def open_corpora(config: CorpusConfig, seed: int, watcher: Watcher) -> Corpora:
+    """Open and check train, dev and test; where there is no dev, keep a share of the training speakers for it.
+
+    Raises: CorpusError listing bad rows, unless ``skip_bad`` leaves them out.
+    """
+
+    def opened(spec: str | list[str], name: str) -> Corpus:
+        corpus = open_corpus(spec)
+        report = check(corpus, progress=lambda done, total: watcher.progress(f"checking {name}", done, total))
+        return _sound_rows(corpus, report, config.skip_bad, watcher, name)
+
+    train = opened(config.train, "train")
+    test = opened(config.test, "test") if config.test else None
     if config.dev:
-        return Corpora(train, open_corpus(config.dev), test)
-    speakers = len(train.speakers())
-    by = "speaker" if speakers >= 10 else "utterance"
+        return Corpora(train, opened(config.dev, "dev"), test)
+    by = "speaker" if len(train.speakers()) >= SPEAKERS_TO_SPLIT_BY else "utterance"
     parts = train.split(by=by, shares={"train": 1.0 - config.dev_share, "dev": config.dev_share}, seed=seed)
     if not len(parts["train"]) or not len(parts["dev"]):
         raise CorpusError(
@@ -62,6 +73,16 @@ def open_corpora(config: CorpusConfig, seed: int) -> Corpora:
             "give a corpus.dev, or more speech"
         )
     return Corpora(parts["train"], parts["dev"], test)
+
+
+def _sound_rows(corpus: Corpus, report: Report, skip_bad: bool, watcher: Watcher, name: str) -> Corpus:
+    """The corpus, or what is left of it where bad rows may be skipped; problems are told either way."""
+    if report.problems:
+        watcher.note(f"{name}: {report.text(limit=5)}")
+    if not skip_bad:
+        report.raise_if_bad()
+        return corpus
+    return report.keep(corpus)
 
 
 def build_recogniser(run: RunConfig, corpus: Corpus) -> Recogniser:
@@ -76,24 +97,19 @@ def build_recogniser(run: RunConfig, corpus: Corpus) -> Recogniser:
     return Recogniser(model, family, tokenizer, LogMel.build(family.features(model)))
 
 
-def checked(corpus: Corpus, recogniser: Recogniser, *, skip_bad: bool, watcher: Watcher, name: str) -> Corpus:
-    """The corpus without bad rows if that was asked for; CorpusError listing them otherwise. Warnings are told.
+def trainable(corpus: Corpus, recogniser: Recogniser, skip_bad: bool, watcher: Watcher) -> Corpus:
+    """The training rows, whose labels must exist and fit into the encoder's frames.
 
-    Only training needs labels that fit: a text that the model cannot write is an error it makes, and is measured.
+    Only training needs that: a text that the model cannot write is an error it makes, and is measured.
     """
-    train = name == "train"
     report = check(
         corpus,
-        tokenizer=recogniser.tokenizer if train else None,
-        encoder_frames=recogniser.encoder_frames if train else None,
-        progress=lambda done, total: watcher.progress(f"checking {name}", done, total),
+        tokenizer=recogniser.tokenizer,
+        encoder_frames=recogniser.encoder_frames,
+        audio=False,
+        progress=lambda done, total: watcher.progress("checking labels", done, total),
     )
-    if report.problems:
-        watcher.note(f"{name}: {report.text(limit=5)}")
-    if not skip_bad:
-        report.raise_if_bad()
-        return corpus
-    return report.keep(corpus)
+    return _sound_rows(corpus, report, skip_bad, watcher, "train")
 
 
 def augment_of(config: AugmentConfig) -> Augment:
@@ -129,13 +145,12 @@ def plan_of(run: RunConfig, corpus: Corpus) -> Plan:
 
 def prepare(run: RunConfig, watcher: Watcher, *, recogniser: Recogniser | None = None) -> Prepared:
     """Open, check, build, cache and plan; what a resumed run was trained with comes in as ``recogniser``."""
-    corpora = open_corpora(run.corpus, run.seed)
+    corpora = open_corpora(run.corpus, run.seed, watcher)
     if run.corpus.dev is None:
         _keep_split(Path(run.output), corpora)
     recogniser = recogniser or build_recogniser(run, corpora.train)
-    skip = run.corpus.skip_bad
-    train = checked(corpora.train, recogniser, skip_bad=skip, watcher=watcher, name="train")
-    dev = checked(corpora.dev, recogniser, skip_bad=skip, watcher=watcher, name="dev")
+    train = trainable(corpora.train, recogniser, run.corpus.skip_bad, watcher)
+    dev = corpora.dev
     cache = Path(run.output) / "cache" if run.corpus.cache else None
     augment = augment_of(run.augment)
     features = features_of(train, recogniser.log_mel, cache, watcher, "train", augment, run.seed)
@@ -166,10 +181,9 @@ def feed(
 
 def dry_run(run: RunConfig, watcher: Watcher) -> dict[str, object]:
     """What a run would do: corpora opened and checked, the plan's figures; nothing is written or trained."""
-    corpora = open_corpora(run.corpus, run.seed)
+    corpora = open_corpora(run.corpus, run.seed, watcher)
     recogniser = build_recogniser(run, corpora.train)
-    train = checked(corpora.train, recogniser, skip_bad=run.corpus.skip_bad, watcher=watcher, name="train")
-    checked(corpora.dev, recogniser, skip_bad=run.corpus.skip_bad, watcher=watcher, name="dev")
+    train = trainable(corpora.train, recogniser, run.corpus.skip_bad, watcher)
     plan = plan_of(run, train)
     return {
         "output": run.output,
