@@ -231,6 +231,20 @@ def test_a_damaged_newest_is_refused_with_the_way_out(tmp_path):
         keeper.newest()
 
 
+def test_a_checkpoint_under_a_name_not_its_own_is_refused_not_overlooked(tmp_path):
+    keeper = Keeper(tmp_path, last=3)
+    keeper.save(1, **fill(1))
+    save(tmp_path / "step-00000009", **fill(9))
+    rule = r"step-00000009/state\.json: 'kept' is None, but must tell of step 9, .*resume with --from step-00000001"
+    with pytest.raises(CheckpointError, match=rule):
+        keeper.newest()
+    shutil.rmtree(tmp_path / "step-00000009")
+    (tmp_path / "step-00000001").rename(tmp_path / "step-00000007")
+    with pytest.raises(CheckpointError, match=r"'step': 1}?.*, but must tell of step 7"):
+        keeper.newest()
+    assert keeper.list() == ()
+
+
 def test_going_back_abandons_what_came_after_and_deletes_none_of_it(tmp_path):
     keeper = Keeper(tmp_path, last=1, best=1)
     for step, metric in ((900, 0.2), (1000, 0.9)):

@@ -264,7 +264,8 @@ def _draws_one_way(
     spread = z_GN.sum(axis=1).std(ddof=1)
     seeds_M = rng.standard_t(G - 1, size=samples) * spread / np.sqrt(G)
     nested_M = np.sqrt(1 - _shared(z_GN)) * utterances_M + seeds_M
-    return centre + np.stack([utterances_M, nested_M])
+    both_2M: Floats = centre + np.stack([utterances_M, nested_M])
+    return both_2M
 
 
 def _shared(z_GN: Floats) -> float:
@@ -287,7 +288,8 @@ def _refusal(new: Arm, base: Arm, void_outside: tuple[float, float] | None) -> t
         low, high = void_outside
         end = "floor" if base.rate < low else "ceiling"
         return "void", (
-            f"{base.name} is at a {end}: its error rate of {base.rate:.2%} is outside {100 * low:g}% to {100 * high:g}%, "
+            f"{base.name} is at a {end}: its error rate of {base.rate:.2%} is outside "
+            f"{100 * low:g}% to {100 * high:g}%, "
             f"where {new.name} cannot be told from it"
         )
     return None

@@ -95,6 +95,12 @@ class ParakeetCTC(Family):
 
     def build(self, settings: Mapping[str, object], *, vocabulary: int, blank: int) -> PreTrainedModel:
         """A ``ParakeetForCTC`` with random weights. ModelError names a setting that does not exist or fit."""
+        model = ParakeetForCTC(self.config(settings, vocabulary=vocabulary, blank=blank))
+        self.prepare_training(model)
+        return model
+
+    def config(self, settings: Mapping[str, object], *, vocabulary: int, blank: int) -> ParakeetCTCConfig:
+        """The stock configuration of these settings; raises as :meth:`build` does."""
         known = set(ParakeetEncoderConfig().to_dict())
         for name in settings:
             if name not in known:
@@ -108,10 +114,7 @@ class ParakeetCTC(Family):
                 f"model.hidden_size = {encoder.hidden_size} must divide by model.num_attention_heads = "
                 f"{encoder.num_attention_heads}; use {encoder.hidden_size // encoder.num_attention_heads} x heads"
             )
-        config = ParakeetCTCConfig(vocab_size=vocabulary, pad_token_id=blank, encoder_config=encoder)
-        model = ParakeetForCTC(config)
-        self.prepare_training(model)
-        return model
+        return ParakeetCTCConfig(vocab_size=vocabulary, pad_token_id=blank, encoder_config=encoder)
 
     def features(self, model: PreTrainedModel) -> dict[str, object]:
         """80 mel bins of 25 ms every 10 ms."""

@@ -202,11 +202,12 @@ class Keeper:
         for path in reversed(self._paths()):
             try:
                 verify(path)
+                kept = _read_kept(path)
             except CheckpointError as damage:
                 first = first or damage
                 continue
             if first is None:
-                return _kept(path)
+                return kept
             way_out = f"{path.name} before it is whole: resume with --from {path.name}"
             raise CheckpointError(f"{first}; {way_out}") from first
         if first is not None:
@@ -249,10 +250,17 @@ class Keeper:
 
 def _kept(path: Path) -> Kept | None:
     try:
-        entry = _read_state(path)[KEPT]
-        return Kept(step=int(entry["step"]), path=path, metric=entry["metric"])
-    except (CheckpointError, KeyError, TypeError):
+        return _read_kept(path)
+    except CheckpointError:
         return None
+
+
+def _read_kept(path: Path) -> Kept:
+    step, entry = _step_of(path), _read_state(path).get(KEPT)
+    if not isinstance(entry, dict) or entry.get("step") != step:
+        rule = f"{KEPT!r} is {entry!r}, but must tell of step {step}, as its folder does"
+        raise CheckpointError(f"{path / STATE}: {rule}; give the folder the name that it was saved under")
+    return Kept(step=step, path=path, metric=entry.get("metric"))
 
 
 def _step_of(path: Path) -> int:
