@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch processes with more threa
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,53 @@ def gpu() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU: torch.cuda.is_available() is false")
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> dict[str, int]:
+    """Settings of a Parakeet that trains in a second."""
+    return {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "subsampling_conv_channels": 8,
+    }
+
+
+@pytest.fixture(scope="session")
+def speak_tones() -> Callable[[Path, int, int], Path]:
+    """Writes a manifest of tones that spell words: ``speak_tones(new_folder, utterances, seed)``."""
+    return _speak_tones
+
+
+_TONES = {"low": 300.0, "mid": 900.0, "high": 2400.0}
+
+
+def _speak_tones(folder: Path, count: int, seed: int) -> Path:
+    """A manifest of ``count`` utterances of one to three tones by two speakers."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        words = rng.choice(list(_TONES), size=int(rng.integers(1, 4)))
+        t = np.arange(int(0.3 * 16_000)) / 16_000
+        pieces = [np.sin(2 * np.pi * _TONES[str(w)] * t) * np.hanning(len(t)) for w in words]
+        samples = 0.3 * np.concatenate([np.concatenate([p, np.zeros(800)]) for p in pieces])
+        samples += rng.normal(0, 0.003, len(samples))
+        soundfile.write(folder / f"{i}.wav", samples, 16_000, subtype="PCM_16")
+        rows.append(
+            {
+                "audio_filepath": f"{i}.wav",
+                "duration": round(len(samples) / 16_000, 4),
+                "text": " ".join(map(str, words)),
+                "speaker": f"s{i % 2}",
+                "age": 10 + 20 * (i % 2),
+            }
+        )
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, ParakeetProcessor, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from manyvoice.data.features import LogMel
 from manyvoice.data.tokens import Tokenizer
@@ -50,6 +51,8 @@ class Recogniser:
         """A folder that stock Transformers loads: AutoModelForCTC, AutoProcessor, pipeline."""
         folder.mkdir(parents=True, exist_ok=True)
         blank = self.tokenizer.blank
+        # Transformers draws a bar for a file that is written in a blink
+        transformers_logging.disable_progress_bar()
         self.model.generation_config = GenerationConfig(pad_token_id=blank)
         self.model.save_pretrained(str(folder), safe_serialization=True)
         processor = ParakeetProcessor(

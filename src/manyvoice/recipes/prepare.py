@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -143,21 +143,34 @@ def plan_of(run: RunConfig, corpus: Corpus) -> Plan:
     )
 
 
-def prepare(run: RunConfig, watcher: Watcher, *, recogniser: Recogniser | None = None) -> Prepared:
-    """Open, check, build, cache and plan; what a resumed run was trained with comes in as ``recogniser``."""
+def prepare(
+    run: RunConfig,
+    watcher: Watcher,
+    *,
+    recogniser: Recogniser | None = None,
+    accept: Callable[[Plan], None] = lambda plan: None,
+    keep_split: bool = True,
+) -> Prepared:
+    """Open, check, build, plan and cache.
+
+    Args: recogniser: what a resumed run was trained with.  accept: raises if a resumed run had another plan; asked
+        before any features are computed.  keep_split: write manifests of a split that is made here.
+    """
     corpora = open_corpora(run.corpus, run.seed, watcher)
-    if run.corpus.dev is None:
+    if run.corpus.dev is None and keep_split:
         _keep_split(Path(run.output), corpora)
     recogniser = recogniser or build_recogniser(run, corpora.train)
     train = trainable(corpora.train, recogniser, run.corpus.skip_bad, watcher)
     dev = corpora.dev
+    plan = plan_of(run, train)
+    accept(plan)
     cache = Path(run.output) / "cache" if run.corpus.cache else None
     augment = augment_of(run.augment)
     features = features_of(train, recogniser.log_mel, cache, watcher, "train", augment, run.seed)
     dev_features = features_of(dev, recogniser.log_mel, cache, watcher, "dev", Augment(), run.seed)
     tokens = [recogniser.tokenizer.encode(text) for text in train.texts()]
     collator = Collator(train, features, tokens, augment=augment, seed=run.seed)
-    return Prepared(Corpora(train, dev, corpora.test), recogniser, plan_of(run, train), collator, dev_features)
+    return Prepared(Corpora(train, dev, corpora.test), recogniser, plan, collator, dev_features)
 
 
 def _keep_split(folder: Path, corpora: Corpora) -> None:

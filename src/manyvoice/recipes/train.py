@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -16,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from manyvoice.config import RunConfig, make_run, read_run
-from manyvoice.data.plan import check_ranks
+from manyvoice.data.plan import Plan, check_ranks
 from manyvoice.decode.evaluate import Evaluation, evaluate
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import CheckpointError, UsageError, WorkError
@@ -25,7 +26,7 @@ from manyvoice.recipes.card import Provenance, write_card
 from manyvoice.recipes.prepare import feed, prepare
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train import distributed
-from manyvoice.train.checkpoint import Keeper, Kept, average, load
+from manyvoice.train.checkpoint import Keeper, Kept, Loaded, average, load
 from manyvoice.train.interrupt import Interrupt
 from manyvoice.train.loop import fit
 from manyvoice.train.metrics import MetricsLog, Pace
@@ -92,13 +93,24 @@ class Training:
         # the tokenizer and the untrained model of a run that is resumed come from its own folder
         start = self.output / "start"
         before = Recogniser.load(start) if kept is not None and start.is_dir() else None
-        self.prepared = prepare(self.config, self.watcher, recogniser=before)
+        loaded = None if kept is None else load(kept.path)
+
+        def accept(plan: Plan) -> None:
+            if loaded is not None and loaded.state["plan"] != plan.fingerprint:
+                raise CheckpointError(
+                    f"{self.keeper.folder} was written for other training data or other batches; put the manifests "
+                    f"back as they were, or start afresh in another output folder"
+                )
+
+        # the first process writes caches and manifests, the others then find them
+        with self.accelerator.main_process_first():
+            self.prepared = prepare(self.config, self.watcher, recogniser=before, accept=accept, keep_split=self.main)
         if self.main and before is None:
             _save_aside(self.prepared.recogniser, start)
         self.place = Place(steps_per_epoch=self.prepared.plan.steps_per_epoch)
         step = self._build_step()
-        if kept is not None:
-            self._restore(kept)
+        if loaded is not None:
+            self._restore(loaded)
         self._fit(step)
         return self._finish()
 
@@ -156,18 +168,13 @@ class Training:
         if self.place.epoch >= settings.epochs:
             return
         pace = Pace(settings.epochs)
-        metrics = MetricsLog(self.output, resume_at=self.place.step) if self.main else None
-        with Interrupt() as interrupt:
-
-            def stop() -> bool:
-                return distributed.any_rank(self.accelerator, interrupt.asked is not None)
-
-            stopped = False
+        log_file = MetricsLog(self.output, resume_at=self.place.step) if self.main else nullcontext()
+        with Interrupt() as interrupt, log_file as metrics:
             for log in fit(step, self._batches, self.place, epochs=settings.epochs):
                 line: dict[str, Any] = pace.line(log)
-                stopped = stop()
+                stopped = distributed.any_rank(self.accelerator, interrupt.asked is not None)
                 due = self._due(settings.evaluate_every) or self.place.epoch >= settings.epochs
-                if due and not stopped:
+                if due:
                     line |= self._evaluate()
                 if metrics is not None:
                     metrics.write(line)
@@ -176,14 +183,10 @@ class Training:
                     self._save(line.get("dev_wer"))
                     pace.pause()
                 if stopped:
-                    break
-            if metrics is not None:
-                metrics.close()
-            if stopped:
-                raise WorkError(
-                    f"stopped by {interrupt.asked or 'another rank'} after step {self.place.step}; a checkpoint is "
-                    f"written, and the same command goes on from there"
-                )
+                    raise WorkError(
+                        f"stopped by {interrupt.asked or 'another rank'} after step {self.place.step}; a checkpoint is "
+                        f"written, and the same command goes on from there"
+                    )
 
     def _due(self, every: int) -> bool:
         """Whether something that happens every so many steps, or with 0 every epoch, happens now."""
@@ -236,18 +239,12 @@ class Training:
             )
         self.accelerator.wait_for_everyone()
 
-    def _restore(self, kept: Kept) -> None:
-        loaded = load(kept.path)
-        if loaded.state["plan"] != self.prepared.plan.fingerprint:
-            raise CheckpointError(
-                f"{kept.path} was written for other training data or other batches; put the manifests back as they "
-                f"were, or start afresh in another output folder"
-            )
+    def _restore(self, loaded: Loaded) -> None:
         self.model.load_state_dict(loaded.tensors["model"])
         unpack_optimizer(self.optimizer, loaded.tensors["optimizer"], loaded.state["optimizer"])
         place = loaded.state["place"]
         self.place.step, self.place.epoch, self.place.index = place["step"], place["epoch"], place["index"]
-        self.watcher.note(f"resumed from {kept.path.name}")
+        self.watcher.note(f"resumed after step {self.place.step}")
 
     def _finish(self) -> Path:
         """The best checkpoint on dev, or the mean of the last ones where that is better; saved with its card."""

@@ -40,6 +40,12 @@ class MetricsLog:
             ) from error
         self._events = _tensorboard(folder, resume_at) if tensorboard else None
 
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def write(self, line: Mapping[str, Any]) -> None:
         """One line; it has a ``step``. CheckpointError if the disk is full."""
         try:

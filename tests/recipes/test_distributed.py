@@ -1,0 +1,73 @@
+"""Two processes do what one does: the same log, gradients and weights, but for the order of additions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from manyvoice.config import make_run
+from manyvoice.recipes.train import train
+from manyvoice.train.metrics import TIMINGS, read_metrics
+
+
+def run_file(folder: Path, corpus: Path, settings: dict[str, int]) -> Path:
+    """Dropout, ragged last steps and masked BatchNorm, in double precision."""
+    run = {
+        "output": str(folder / "run"),
+        "corpus": {"train": str(corpus), "dev_share": 0.2},
+        "tokenizer": {"kind": "words"},
+        "model": {"settings": {**settings, "activation_dropout": 0.1, "dropout": 0.1}},
+        "batch": {"seconds": 2, "bins": 2, "accumulate": 2},
+        "train": {"epochs": 2, "precision": "fp64"},
+    }
+    path = folder / "run.yaml"
+    path.write_text(json.dumps(run), encoding="utf-8")
+    return path
+
+
+def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """Start the command under torchrun on this machine alone."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    script = Path(__file__).with_name("launch.py")
+    return subprocess.run(
+        [sys.executable, *launcher, script, *map(str, words)], capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(
+    tmp_path: Path, speak_tones: Callable[[Path, int, int], Path], tiny_settings: dict[str, int]
+) -> None:
+    corpus = speak_tones(tmp_path / "tones", 21, 0)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    alone = run_file(tmp_path / "one", corpus, tiny_settings)
+    train(make_run(json.loads(alone.read_text())))
+    done = torchrun(2, "train", run_file(tmp_path / "two", corpus, tiny_settings))
+    assert done.returncode == 0, done.stderr
+    one, two = (read_metrics(tmp_path / name / "run") for name in ("one", "two"))
+    assert len(one) == len(two) > 4
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - TIMINGS:
+            assert a[key] == pytest.approx(b[key], rel=1e-9, abs=1e-12), (key, a["step"])
+    weights = [load_file(tmp_path / name / "run" / "model" / "model.safetensors") for name in ("one", "two")]
+    for key, tensor in weights[0].items():  # stored in float32
+        assert_close(tensor, weights[1][key], atol=1e-6, rtol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_divide_a_step_are_refused(
+    tmp_path: Path, speak_tones: Callable[[Path, int, int], Path], tiny_settings: dict[str, int]
+) -> None:
+    path = run_file(tmp_path, speak_tones(tmp_path / "tones", 8, 0), tiny_settings)
+    done = torchrun(3, "train", path)
+    assert done.returncode != 0
+    assert "3 ranks cannot share the 2 micro-batches of a step equally; start 1 or 2" in done.stderr
