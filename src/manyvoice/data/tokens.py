@@ -91,10 +91,10 @@ def train_tokenizer(texts: Iterable[str], kind: TokenizerKind, *, size: int = 25
     Args:
         kind: ``words`` (each word one token), ``characters``, or ``sentencepiece`` (Kudo & Richardson,
             arXiv:1808.06226; unigram pieces, Kudo, arXiv:1804.10959).
-        size: pieces of a sentencepiece vocabulary, or the most words kept; characters are all kept.
+        size: the most pieces or words; a small corpus gives fewer. Characters are all kept.
         normalise: Unicode NFKC, lower case, punctuation but apostrophes removed; part of the saved tokenizer.
 
-    Raises: ModelError if the corpus holds no text or too little for ``size``.
+    Raises: ModelError if the corpus holds no text, or more characters than ``size``.
     """
     normalizer = _normalizer() if normalise else None
     lines = [_squeezed(normalizer.normalize_str(t) if normalizer else t) for t in texts]
@@ -162,6 +162,7 @@ def _sentencepiece(lines: Sequence[str], size: int) -> tokenizers.Tokenizer:
             character_coverage=1.0,
             bos_id=-1,
             eos_id=-1,
+            hard_vocab_limit=False,  # a small corpus has fewer pieces than were asked for
             num_threads=1,  # more threads sum in another order
             minloglevel=2,
         )

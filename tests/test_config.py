@@ -1,0 +1,75 @@
+"""Run files: every mistake at once, each with its way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manyvoice.config import make_run, read_run
+from manyvoice.errors import ConfigError, UsageError
+
+LEAST = {"output": "runs/x", "corpus": {"train": "a.jsonl"}}
+
+
+def test_what_is_left_out_has_a_default_and_all_is_written_down(tmp_path: Path) -> None:
+    run = make_run(LEAST, ["train.epochs=3", "augment.speed=[0.9, 1.1]", "corpus.train=[a, b]"])
+    path = tmp_path / "run.yaml"
+    path.write_text(run.to_yaml())
+    assert read_run(path) == run
+    assert (run.train.epochs, run.corpus.train, run.augment.speed) == (3, ["a", "b"], [0.9, 1.1])
+
+
+def test_the_fingerprint_ignores_place_and_workers_only() -> None:
+    same = [[], ["output=elsewhere"], ["train.workers=3"], ["train.threads=1"]]
+    assert len({make_run(LEAST, o).fingerprint() for o in same}) == 1
+    other = [["seed=1"], ["train.epochs=9"], ["corpus.train=b"], ["model.settings.dropout=0.1"]]
+    assert len({make_run(LEAST, o).fingerprint() for o in [[], *other]}) == 5
+
+
+def test_all_mistakes_come_together() -> None:
+    settings = {"corpus": {"train": "a", "trian": 1}, "optimizer": {"name": "sgd", "lr": -1}, "batches": {}}
+    with pytest.raises(ConfigError) as caught:
+        make_run(settings, ["nonsense", "output.x.y=1", "train.keep_last=two"])
+    text = str(caught.value)
+    for part in (
+        "did you mean 'train'?", "did you mean 'batch'?", "optimizer.lr = -1", "optimizer.name = 'sgd'",
+        "override = 'nonsense': must look like a.b=c", "train.keep_last = 'two'", "output",
+    ):  # fmt: skip
+        assert part in text, part
+    assert len(caught.value.mistakes) >= 7
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["model.preset=null"], "needs a preset or a base"),
+        (["model.base=x", "model.settings.dropout=0.1"], "cannot change the shape of a base"),
+        (["augment.snr_db=[20, 5]"], r"must be low, high; give \[5.0, 20.0\]"),
+        (["train.average=5"], r"averages more checkpoints than train\.keep_last = 2 keeps; set train\.keep_last=5"),
+        (["seed.x=1"], "seed is a value, not a section|seed"),
+        (["corpus.train=[a"], "is not a YAML value"),
+    ],
+)
+def test_settings_that_do_not_go_together(overrides: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        make_run({**LEAST, "seed": 0}, overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"a: [1", "not YAML"),
+        (b"- 1", "must be a mapping"),
+        (b"", "must be a mapping"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_files_that_are_no_run_files(tmp_path: Path, content: bytes, text: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=text):
+        read_run(path)
+    with pytest.raises(UsageError, match=r"nothing\.yaml: cannot be read"):
+        read_run(tmp_path / "nothing.yaml")
