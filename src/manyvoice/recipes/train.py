@@ -32,7 +32,7 @@ from manyvoice.train.loop import fit
 from manyvoice.train.metrics import MetricsLog, Pace
 from manyvoice.train.objective import ctc
 from manyvoice.train.optim import build_optimizer
-from manyvoice.train.packing import pack_optimizer, unpack_optimizer
+from manyvoice.train.packing import pack_optimizer, pack_random, unpack_optimizer, unpack_random
 from manyvoice.train.schedule import Schedule, build_schedule
 from manyvoice.train.step import Place, PlainStep
 
@@ -223,15 +223,18 @@ class Training:
     def _save(self, metric: float | None) -> None:
         if self.main:
             tensors, optimizer = pack_optimizer(self.optimizer)
+            # nothing here draws from these streams, but an objective or a step of the user's may
+            random_tensors, random_state = pack_random()
             model = {name: t for name, t in self.model.state_dict().items()}
             place = {"step": self.place.step, "epoch": self.place.epoch, "index": self.place.index}
             self.keeper.save(
                 self.place.step,
                 metric,
-                tensors={"model": model, "optimizer": tensors},
+                tensors={"model": model, "optimizer": tensors, "random": random_tensors},
                 state={
                     "place": place,
                     "optimizer": optimizer,
+                    "random": random_state,
                     "plan": self.prepared.plan.fingerprint,
                     "run": self.config.fingerprint(),
                     "seed": self.config.seed,
@@ -242,6 +245,7 @@ class Training:
     def _restore(self, loaded: Loaded) -> None:
         self.model.load_state_dict(loaded.tensors["model"])
         unpack_optimizer(self.optimizer, loaded.tensors["optimizer"], loaded.state["optimizer"])
+        unpack_random(loaded.tensors["random"], loaded.state["random"])
         place = loaded.state["place"]
         self.place.step, self.place.epoch, self.place.index = place["step"], place["epoch"], place["index"]
         self.watcher.note(f"resumed after step {self.place.step}")
