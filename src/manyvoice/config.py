@@ -23,7 +23,7 @@ Manifests = str | list[str]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class CorpusConfig(_Section):
@@ -126,12 +126,16 @@ class RunConfig(_Section):
     train: TrainConfig = TrainConfig()
 
     def fingerprint(self) -> str:
-        """sha256 of everything but ``output`` and how the work is spread; equal runs give equal models."""
+        """sha256 of :meth:`decisive`; equal runs give equal models."""
+        return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()
+
+    def decisive(self) -> dict[str, Any]:
+        """Everything but ``output`` and how the work is spread."""
         settings = self.model_dump(mode="json")
         settings.pop("output")
         for name in ("workers", "threads"):
             settings["train"].pop(name)
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return settings
 
     def to_yaml(self) -> str:
         """All settings, defaults included."""
@@ -160,7 +164,10 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def make_run(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "run") -> RunConfig:
     """Validated settings from a nested mapping and ``a.b=c`` overrides. ConfigError lists every mistake."""
-    nested: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    try:
+        nested: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: must be plain values under names ({error}); write it as in docs/training.md") from None
     mistakes = [m for o in overrides if (m := _override(nested, o)) is not None]
     try:
         run = RunConfig.model_validate(nested)

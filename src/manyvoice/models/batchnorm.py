@@ -14,6 +14,7 @@ the number of ranks. Parameters and buffers keep their names: the saved folder i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -83,17 +84,28 @@ def freeze(model: nn.Module, frozen: bool = True) -> None:
         norm.frozen = frozen
 
 
+@contextmanager
+def unseen(model: nn.Module) -> Iterator[None]:
+    """Training passes inside leave no statistics behind: their batch was seen elsewhere in the step."""
+    before = [(norm, len(norm.pending)) for norm in masked_norms(model)]
+    yield
+    for norm, count in before:
+        del norm.pending[count:]
+
+
 @torch.no_grad()
-def settle(model: nn.Module) -> None:
+def settle(model: nn.Module, *, alone: bool = False) -> None:
     """Move the running statistics by the mean of what the step's micro-batches saw on all ranks; once a step.
 
     A norm that saw nothing anywhere is left as it is: a subnet may have skipped its module.
+
+    Args: alone: this process has seen all there is; the other ranks do not take part.
     """
     norms = list(masked_norms(model))
     if not norms:
         return
     flat = torch.cat([_pending_sum(norm) for norm in norms])
-    if dist.is_available() and dist.is_initialized():
+    if not alone and dist.is_available() and dist.is_initialized():
         dist.all_reduce(flat)
     for norm, sums in zip(norms, flat.split([2 * n.num_features + 1 for n in norms]), strict=True):
         norm.pending.clear()
@@ -113,6 +125,8 @@ def settle(model: nn.Module) -> None:
 def recalibrate(model: nn.Module, forwards: Iterator[Callable[[], object]]) -> None:
     """Measure the running statistics again as the plain mean over some forward passes; the rest stays in inference.
 
+    One process does it, without the others.
+
     Args: forwards: each runs the model on one batch of training data without augmentation.
     """
     norms = list(masked_norms(model))
@@ -125,7 +139,7 @@ def recalibrate(model: nn.Module, forwards: Iterator[Callable[[], object]]) -> N
         norm.momentum, norm.frozen = None, False
     for forward in forwards:
         forward()
-        settle(model)
+        settle(model, alone=True)
     for norm, (momentum, frozen) in zip(norms, before, strict=True):
         norm.momentum, norm.frozen = momentum, frozen
     model.train(was_training)

@@ -27,7 +27,7 @@ from manyvoice.recipes.prepare import Corpora
 from manyvoice.recipes.watch import Silent, Watcher
 
 CARD, FORMAT = "manyvoice.json", "card.v1"
-_PACKAGES = ("torch", "transformers", "accelerate", "lhotse", "tokenizers", "sentencepiece", "soundfile")
+_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "sentencepiece", "soundfile")
 
 
 @final

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -190,6 +190,15 @@ def feed(
     batches = read_ahead(prepared.collator, flat, epoch, workers)
     for step in shares:
         yield [(next(batches), counts) for _, counts in step]
+
+
+def unaugmented(prepared: Prepared) -> Prepared:
+    """The same training batches of sound and features as they are."""
+    now = prepared.collator
+    features = now.features
+    if isinstance(features, LiveFeatures):
+        features = LiveFeatures(now.corpus, prepared.recogniser.log_mel)
+    return replace(prepared, collator=Collator(now.corpus, features, now.tokens))
 
 
 def dry_run(run: RunConfig, watcher: Watcher) -> dict[str, object]:

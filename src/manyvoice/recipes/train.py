@@ -15,6 +15,7 @@ from typing import Any, final
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from manyvoice.config import RunConfig, make_run, read_run
 from manyvoice.data.plan import Plan, check_ranks
@@ -23,7 +24,7 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.models import batchnorm
 from manyvoice.recipes.card import Provenance, write_card
-from manyvoice.recipes.prepare import feed, prepare
+from manyvoice.recipes.prepare import feed, prepare, unaugmented
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train import distributed
 from manyvoice.train.checkpoint import Keeper, Kept, Loaded, average, load
@@ -134,7 +135,8 @@ class Training:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         # written rule: statistics learn with a model from nothing and rest in fine-tuning
         freeze = model_config.freeze_batchnorm
-        batchnorm.freeze(self.model, model_config.base is not None if freeze is None else freeze)
+        self.frozen = model_config.base is not None if freeze is None else freeze
+        batchnorm.freeze(self.model, self.frozen)
         lr = _LR[optimizer.name] if optimizer.lr is None else optimizer.lr
         decay = _DECAY[optimizer.name] if optimizer.weight_decay is None else optimizer.weight_decay
         self.optimizer = build_optimizer(
@@ -180,7 +182,7 @@ class Training:
                     metrics.write(line)
                     self.watcher.step(line, settings.epochs, pace.left(line["epoch"]))
                 if due or stopped or self._due(settings.checkpoint_every):
-                    self._save(line.get("dev_wer"))
+                    self._save(line.get("dev_wer"), passing=not due and not self._due(settings.checkpoint_every))
                     pace.pause()
                 if stopped:
                     raise WorkError(
@@ -220,7 +222,7 @@ class Training:
         prepared = self.prepared
         return evaluate(prepared.recogniser, prepared.corpora.dev, features=prepared.dev_features)
 
-    def _save(self, metric: float | None) -> None:
+    def _save(self, metric: float | None, *, passing: bool) -> None:
         if self.main:
             tensors, optimizer = pack_optimizer(self.optimizer)
             # nothing here draws from these streams, but an objective or a step of the user's may
@@ -239,6 +241,7 @@ class Training:
                     "run": self.config.fingerprint(),
                     "seed": self.config.seed,
                 },
+                passing=passing,
             )
         self.accelerator.wait_for_everyone()
 
@@ -270,9 +273,10 @@ class Training:
             raise CheckpointError(f"{self.keeper.folder} holds no checkpoint to save; run the same command again")
         count = self.config.train.average
         if count > 1:
-            last = [k.path for k in self.keeper.list()][-count:]
+            last = [k.path for k in self.keeper.list() if not k.passing][-count:]
             self.model.load_state_dict(average(last))
-            self._recalibrate()
+            if not self.frozen:
+                self._recalibrate()
             averaged = self._on_dev().words.rate
             self.watcher.note(f"mean of the last {len(last)} checkpoints: dev WER {averaged:.2%}")
             if best.metric is None or averaged < best.metric:
@@ -282,7 +286,7 @@ class Training:
 
     def _recalibrate(self) -> None:
         """Statistics of averaged weights are not the average of statistics: measure them."""
-        prepared, recogniser = self.prepared, self.prepared.recogniser
+        prepared, recogniser = unaugmented(self.prepared), self.prepared.recogniser
         batches = (b for step in feed(prepared, 0, 0) for b, counts in step if counts)
         device, dtype = self.accelerator.device, self.model.dtype
 
@@ -301,17 +305,17 @@ def claim_folder(config: RunConfig) -> None:
     if path.exists():
         there = read_run(path)
         if there.fingerprint() != config.fingerprint():
-            differing = ", ".join(_differences(there.model_dump(mode="json"), config.model_dump(mode="json")))
+            differing = ", ".join(_differences(there.decisive(), config.decisive()))
             raise UsageError(
                 f"{output} holds a run with other settings ({differing}); "
                 "use the same settings to resume it, or another output"
             )
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    aside = output / "run.yaml.tmp"  # a process killed while it claimed the folder has left this
+    if output.exists() and (not output.is_dir() or any(file != aside for file in output.iterdir())):
         raise UsageError(f"output = {output}: is there already and is no run's folder; choose another output")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        aside = output / "run.yaml.tmp"
         aside.write_text(config.to_yaml(), encoding="utf-8")
         aside.replace(path)
     except OSError as error:
@@ -333,7 +337,7 @@ def _save_aside(recogniser: Recogniser, folder: Path) -> None:
         recogniser.save(aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.replace(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second is how the library reports a full disk
         shutil.rmtree(aside, ignore_errors=True)
         raise WorkError(
             f"{folder}: cannot be written ({error}); free space, then run the same command again"

@@ -49,11 +49,15 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A checkpoint of a Keeper; the metric is better when lower, None if there was none."""
+    """A checkpoint of a Keeper; the metric is better when lower, None if there was none.
+
+    ``passing`` ones only bridge a stop: they take no place among the last, and go when the next one is there.
+    """
 
     step: int
     path: Path
     metric: float | None
+    passing: bool = False
 
 
 def save(
@@ -163,11 +167,13 @@ class Keeper:
         *,
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, JSON],
+        passing: bool = False,
         on_phase: OnPhase | None = None,
     ) -> Kept:
         """Write the checkpoint of a step, then delete those that are neither among the last nor among the best.
 
-        Args: metric: lower is better; None and what is not finite is never among the best.
+        Args: metric: lower is better; None and what is not finite is never among the best.  passing: only bridges a
+            stop, so that a run that was stopped keeps what one that was not keeps.
         Raises: CheckpointError if it cannot be written or another cannot be deleted.
         """
         if not self._writer:
@@ -179,10 +185,11 @@ class Keeper:
             for old in self._paths():
                 if _step_of(old) > step or (old == path and not (old / MANIFEST).exists()):
                     rename(old, beside(self.folder / f"abandoned-{old.name}", "at"))
-        save(path, tensors=tensors, state={**state, KEPT: {"step": step, "metric": metric}}, on_phase=on_phase)
+        kept: JSON = {"step": step, "metric": metric, "passing": passing}
+        save(path, tensors=tensors, state={**state, KEPT: kept}, on_phase=on_phase)
         with writing(f"delete what {path}, which is saved, replaces", self.folder):
             self._trim(on_phase or (lambda phase: None))
-        return Kept(step=step, path=path, metric=metric)
+        return Kept(step=step, path=path, metric=metric, passing=passing)
 
     def list(self) -> tuple[Kept, ...]:
         """Checkpoints by step whose manifest and state are sound; loading one verifies the rest of it."""
@@ -226,7 +233,8 @@ class Keeper:
     def _trim(self, tell: OnPhase) -> None:
         # those that cannot be read take no place among the last and stay as they are, for whoever wants to look
         listed = self.list()
-        keep = {k.step for k in (*listed[-self._last :], *self._ranked()[: self._best])}
+        lasting = [k for k in listed if not k.passing]
+        keep = {k.step for k in (*listed[-1:], *lasting[-self._last :], *self._ranked()[: self._best])}
         for kept in (k for k in listed if k.step not in keep):
             tell(f"deleting {kept.path.name}")
             gone = beside(kept.path, "gone")
@@ -260,7 +268,7 @@ def _read_kept(path: Path) -> Kept:
     if not isinstance(entry, dict) or entry.get("step") != step:
         rule = f"{KEPT!r} is {entry!r}, but must tell of step {step}, as its folder does"
         raise CheckpointError(f"{path / STATE}: {rule}; give the folder the name that it was saved under")
-    return Kept(step=step, path=path, metric=entry.get("metric"))
+    return Kept(step=step, path=path, metric=entry.get("metric"), passing=bool(entry.get("passing")))
 
 
 def _step_of(path: Path) -> int:

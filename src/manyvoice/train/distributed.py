@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
@@ -20,6 +21,8 @@ def start(precision: Precision, *, cpu: bool = False) -> Accelerator:
     Buffers are not broadcast by DDP: BatchNorm's statistics are exchanged once a step by our own rule.
     """
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=False)
+    # it is shared by all accelerators of a process, and would refuse a second run of another precision
+    AcceleratorState._reset_state()
     return Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         cpu=cpu or not torch.cuda.is_available(),

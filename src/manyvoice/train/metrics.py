@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -50,20 +51,23 @@ class MetricsLog:
         """One line; it has a ``step``. CheckpointError if the disk is full."""
         try:
             self._file.write(json.dumps(line) + "\n")
+            if self._events is not None:
+                for name, value in line.items():
+                    if name != "step" and isinstance(value, int | float):
+                        self._events.add_scalar(name, value, line["step"])
         except OSError as error:
             raise CheckpointError(
                 f"{self.path}: cannot be written ({error}); free space, then run the same command again to resume"
             ) from error
-        if self._events is not None:
-            for name, value in line.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._events.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
         """Finish both files."""
-        self._file.close()
+        # every line was written through; what a full disk has refused is refused again here
+        with suppress(OSError):
+            self._file.close()
         if self._events is not None:
-            self._events.close()
+            with suppress(OSError):
+                self._events.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from manyvoice.models.anatomy import family_of
-from manyvoice.types import Batch, Padded
+from manyvoice.types import Batch, Padded, mask_of
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,16 @@ def ctc_per_utterance(scores: Padded, tokens_BU: Tensor, token_len_B: Tensor, bl
     )
 
 
+def frames_needed(tokens_BU: Tensor, token_len_B: Tensor) -> Tensor:
+    """Frames without which the labels have no alignment, B: one a label, and a blank between two equal ones."""
+    equal_BU = tokens_BU[:, 1:] == tokens_BU[:, :-1]
+    return token_len_B + (equal_BU & mask_of(token_len_B - 1, equal_BU.shape[1])).sum(1)
+
+
 def ctc(model: PreTrainedModel, batch: Batch) -> Loss:
     """Sum of the CTC loss over utterances, weighted by label tokens: dividing gives nats per token."""
     family = family_of(model)
     scores = family.logits(model, family.encode(model, batch.features_BTF, batch.len_B))
     loss_B = ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, family.blank(model))
-    lost = int(((loss_B.detach() == 0) & (batch.token_len_B > 0)).sum())
+    lost = int((frames_needed(batch.tokens_BU, batch.token_len_B) > scores.len_B).sum())
     return Loss(loss_B.sum(), batch.token_len_B.sum(), {"unaligned": float(lost)})

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from manyvoice.errors import WorkError
-from manyvoice.models.batchnorm import settle
+from manyvoice.models.batchnorm import settle, unseen
 from manyvoice.train.distributed import summed
 from manyvoice.train.objective import Loss, Objective
 from manyvoice.train.optim import ScaledAdam
@@ -108,13 +108,16 @@ class PlainStep:
             last = k == len(micro) - 1
             number = k * self.accelerator.num_processes + self.accelerator.process_index
             torch.manual_seed(stream_seed(self.seed, place.step, number))
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            exchange = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+            with exchange, nullcontext() if counts else unseen(self.model):
                 self._backward(batch, counts, sums, place)
         names = sorted(sums)
         everywhere = summed(self.accelerator, torch.tensor([sums[n] for n in names], dtype=torch.float64)).tolist()
         sums = dict(zip(names, everywhere, strict=True))
         weight = max(sums["weight"], 1.0)
         norm = self._finish_gradient(self.accelerator.num_processes / weight)
+        if norm is not None and not math.isfinite(norm):
+            raise _not_finite("gradient", norm, place, [i for batch, _ in micro for i in batch.ids])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         settle(self.model)
@@ -127,10 +130,7 @@ class PlainStep:
             total, weight, extra = self.wrapped(batch)
         value = float(total.detach())
         if not math.isfinite(value):
-            raise WorkError(
-                f"the loss is {value} at step {place.step} on {', '.join(batch.ids[:8])}; resume from the last "
-                "checkpoint with a lower optimizer.lr or train.precision=fp32, or look at those utterances"
-            )
+            raise _not_finite("loss", value, place, batch.ids)
         self.accelerator.backward(total if counts else total * 0.0)
         found = {"total": value, "weight": float(weight), "utterances": float(len(batch))}
         found["audio_seconds"] = float(batch.seconds_B.sum())
@@ -149,3 +149,11 @@ class PlainStep:
             return None
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         return float(norm)
+
+
+def _not_finite(what: str, value: float, place: Place, ids: Sequence[str]) -> WorkError:
+    """Raised before the weights move, so that no checkpoint holds what is not a number."""
+    return WorkError(
+        f"the {what} is {value} at step {place.step} on {', '.join(ids[:8])}; resume from the last "
+        "checkpoint with a lower optimizer.lr or train.precision=fp32, or look at those utterances"
+    )
