@@ -31,7 +31,8 @@ class CorpusConfig(_Section):
 
     Args: train, dev, test: a manifest, a folder, ``hf:name``, or a list of them.  dev_share: where there is no
         ``dev``, this share of the training speakers (of the utterances, where speakers are unknown) is kept for it.
-        skip_bad: leave bad rows out, counted and listed.  cache: keep features on disk, where nothing changes audio.
+        skip_bad: leave bad rows out, counted and listed.  cache: keep features on disk, or decoded sound where
+        augmentation changes it.
         licence: of the data, for the model card.
     """
 
@@ -167,7 +168,9 @@ def make_run(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, wher
     try:
         nested: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     except (TypeError, ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: must be plain values under names ({error}); write it as in docs/training.md") from None
+        raise UsageError(
+            f"{where}: must be plain values under names ({error}); write it as in docs/training.md"
+        ) from None
     mistakes = [m for o in overrides if (m := _override(nested, o)) is not None]
     try:
         run = RunConfig.model_validate(nested)

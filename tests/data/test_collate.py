@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyvoice.data.augment import Augment
-from manyvoice.data.collate import CachedFeatures, Collator, LiveFeatures, read_ahead
+from manyvoice.data.collate import CachedFeatures, Collator, LiveFeatures, decoded, read_ahead
 from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.data.pauses import cut_at_pauses
@@ -79,6 +79,14 @@ def test_cached_features_are_the_live_ones_in_half_precision(corpus: Corpus, log
         cached = CachedFeatures.build(corpus, log_mel, tmp_path / "cache")
         for i in range(len(corpus)):
             assert torch.equal(cached.of(i, 0), live.of(i, 0).half().float())
+
+
+def test_cached_samples_are_augmented_like_decoded_ones(corpus: Corpus, log_mel: LogMel, tmp_path: Path) -> None:
+    live = LiveFeatures(corpus, log_mel, AUGMENT, 3)
+    for _ in range(2):  # made, then opened
+        cached = LiveFeatures(corpus, log_mel, AUGMENT, 3, decoded(corpus, 16_000, tmp_path / "cache"))
+        for i in (0, 4, 8):
+            assert torch.equal(cached.of(i, 1), live.of(i, 1))  # the tones are 16-bit files
 
 
 def test_features_are_the_stock_ones_without_the_masked_last_frame(log_mel: LogMel) -> None:

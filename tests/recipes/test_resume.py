@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from manyvoice.config import RunConfig, make_run
 from manyvoice.errors import CheckpointError, UsageError, WorkError
@@ -155,6 +157,42 @@ def test_a_signal_stops_with_a_checkpoint(configure: Made, whole: Path, tmp_path
 def test_equal_runs_are_equal_whatever_the_workers(configure: Made, whole: Path, tmp_path: Path) -> None:
     train(configure(tmp_path / "run", train__workers=2))
     assert outcome(tmp_path / "run") == outcome(whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer__name": "scaledadam", "optimizer__schedule": "eden"},
+        {"train__precision": "bf16"},
+        {"augment__speed": "[0.9, 1.0, 1.1]", "augment__noise": 0.5},
+        {"corpus__cache": "false", "train__average": 1},
+    ],
+)
+def test_other_ways_to_train_resume_as_well(configure: Made, tmp_path: Path, changes: dict[str, Any]) -> None:
+    train(configure(tmp_path / "whole", **changes))
+    config = configure(tmp_path / "run", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at_step(5)(patch)
+        assert in_child(lambda: train(config)) == signal.SIGKILL
+    train(config)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_activation_checkpointing_changes_no_loss(configure: Made, tmp_path: Path) -> None:
+    exact = {"train__precision": "fp64"}
+    train(configure(tmp_path / "plain", **exact))
+    train(configure(tmp_path / "thrifty", **exact, train__activation_checkpointing="true"))
+    pairs = zip(read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "thrifty"), strict=True)
+    assert all(a["loss"] == pytest.approx(b["loss"], rel=1e-10) for a, b in pairs)
+
+
+def test_fine_tuning_rests_the_statistics_and_moves_the_weights(configure: Made, whole: Path, tmp_path: Path) -> None:
+    base = whole / "model"
+    config = configure(tmp_path / "run", model__base=base, model__settings="{}", train__average=1)
+    train(config)
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "run" / "model"))
+    assert all(torch.equal(before[n], after[n]) for n in before if "running_" in n)
+    assert not torch.equal(before["ctc_head.weight"], after["ctc_head.weight"])
 
 
 def test_another_seed_is_another_run(configure: Made, whole: Path, tmp_path: Path) -> None:

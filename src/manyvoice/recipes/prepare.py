@@ -11,7 +11,7 @@ from manyvoice.config import AugmentConfig, CorpusConfig, RunConfig
 from manyvoice.data.augment import Augment
 from manyvoice.data.buckets import duration_bins, sizes_for
 from manyvoice.data.check import Report, check
-from manyvoice.data.collate import CachedFeatures, Collator, Features, LiveFeatures, read_ahead
+from manyvoice.data.collate import CachedFeatures, Collator, Features, LiveFeatures, decoded, read_ahead
 from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.data.plan import Plan, share
@@ -122,9 +122,17 @@ def augment_of(config: AugmentConfig) -> Augment:
 def features_of(
     corpus: Corpus, log_mel: LogMel, cache: Path | None, watcher: Watcher, name: str, augment: Augment, seed: int
 ) -> Features:
-    """Cached features where there is a place for them and nothing changes the audio; live ones otherwise."""
-    if cache is None or augment.changes_audio:
+    """Cached features where there is a place for them; cached samples where augmentation changes the audio."""
+    if cache is None:
         return LiveFeatures(corpus, log_mel, augment, seed)
+    if augment.changes_audio:
+        samples = decoded(
+            corpus,
+            log_mel.rate,
+            cache / f"{name}-audio",
+            lambda done, total: watcher.progress(f"decoding {name}", done, total),
+        )
+        return LiveFeatures(corpus, log_mel, augment, seed, samples)
     return CachedFeatures.build(
         corpus, log_mel, cache / name, lambda done, total: watcher.progress(f"features of {name}", done, total)
     )

@@ -132,7 +132,7 @@ class Training:
         self.model.to(self.accelerator.device)
         if self.config.train.activation_checkpointing:
             # the reentrant kind would compute wrong gradients silently where the model is narrowed
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         # written rule: statistics learn with a model from nothing and rest in fine-tuning
         freeze = model_config.freeze_batchnorm
         self.frozen = model_config.base is not None if freeze is None else freeze

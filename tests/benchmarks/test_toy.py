@@ -1,0 +1,43 @@
+"""Benchmarks that train run to their end on real speech, made small; what they find there means nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manyvoice.recipes.bench import run_question
+from manyvoice.recipes.watch import Silent
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+def toy(question: str, work: Path) -> dict[str, Any]:
+    """The document of a toy run, which is kept in the scratch folder and not among the results."""
+    kept = FOLDER / "results" / f"{question}.json"
+    before = kept.read_bytes() if kept.exists() else None
+    document = run_question(question, ["toy=1"], Silent(), work=work, folder=FOLDER)
+    assert (kept.read_bytes() if kept.exists() else None) == before
+    assert json.loads((work / f"{question}.json").read_text(encoding="utf-8")) == document
+    return document
+
+
+@pytest.mark.slow
+def test_digits(data: Path, tmp_path: Path) -> None:
+    found = toy("digits", tmp_path)
+    (row,) = found["rows"]
+    assert row["arm"] == "seen"
+    assert 0 <= row["interval"][0] <= row["wer"] <= row["interval"][1]
+    assert row["words"] == 24 * 4
+    assert [aim["measured"] for aim in found["aims"]] == [row["wer"], row["minutes"]]
+    assert "toy=1" in row["command"] and row["machine"]
+
+
+@pytest.mark.slow
+def test_kills(data: Path, tmp_path: Path) -> None:
+    found = toy("kills", tmp_path)
+    (row,) = found["rows"]
+    assert row["kills"] == row["identical"] == 3
+    assert found["aims"][0]["holds"]
