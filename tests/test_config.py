@@ -73,3 +73,17 @@ def test_files_that_are_no_run_files(tmp_path: Path, content: bytes, text: str) 
         read_run(path)
     with pytest.raises(UsageError, match=r"nothing\.yaml: cannot be read"):
         read_run(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("override", ["batch.seconds=.inf", "optimizer.lr=.nan", "augment.snr_db=[1, .inf]"])
+def test_numbers_are_finite(override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]}.* finite number"):
+        make_run(LEAST, [override])
+
+
+@pytest.mark.parametrize("content", ["a: &x [*x]", "2020-01-01: x", "? [a, b]\n: c"])
+def test_yaml_that_json_cannot_hold_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"run\.yaml: "):
+        read_run(path)

@@ -20,7 +20,7 @@ def toy(question: str, work: Path) -> dict[str, Any]:
     before = kept.read_bytes() if kept.exists() else None
     document = run_question(question, ["toy=1"], Silent(), work=work, folder=FOLDER)
     assert (kept.read_bytes() if kept.exists() else None) == before
-    assert json.loads((work / f"{question}.json").read_text(encoding="utf-8")) == document
+    assert json.loads((work / f"{question}.json").read_text(encoding="utf-8")) == json.loads(json.dumps(document))
     return document
 
 

@@ -185,7 +185,7 @@ class Keeper:
             for old in self._paths():
                 if _step_of(old) > step or (old == path and not (old / MANIFEST).exists()):
                     rename(old, beside(self.folder / f"abandoned-{old.name}", "at"))
-        kept: JSON = {"step": step, "metric": metric, "passing": passing}
+        kept: JSON = {"step": step, "metric": metric} | ({"passing": True} if passing else {})
         save(path, tensors=tensors, state={**state, KEPT: kept}, on_phase=on_phase)
         with writing(f"delete what {path}, which is saved, replaces", self.folder):
             self._trim(on_phase or (lambda phase: None))
