@@ -62,7 +62,7 @@ def _arm(bench: Bench, left_out: str | None) -> None:
     if left_out is not None:
         train_clips = train_clips.where(lambda u: u.speaker != left_out)
         test_clips = test_clips.where(lambda u: u.speaker == left_out)
-    strings, tests, epochs = (40, 24, 1) if bench.toy else (4000, 240, int(bench.option("epochs", "6")))
+    strings, tests, epochs = (40, 24, 1) if bench.toy else (4000, 240, int(bench.option("epochs", "4")))
     spoken = _joined(train_clips, folder / "train", strings, (1, 6), seed=1)
     test = _joined(test_clips, folder / "test", tests, 4, seed=SEED)
     config = make_run(
@@ -72,7 +72,7 @@ def _arm(bench: Bench, left_out: str | None) -> None:
             "corpus": {"train": str(spoken), "dev_share": 0.04, "licence": "CC-BY-SA-4.0"},
             "tokenizer": {"kind": "words", "size": 100},
             "batch": {"seconds": 40, "bins": 6},
-            "train": {"epochs": epochs, "threads": int(bench.option("threads", "2"))},
+            "train": {"epochs": epochs, "threads": int(bench.option("threads", "1"))},
         }
     )
     started = time.perf_counter()

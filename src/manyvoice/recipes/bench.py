@@ -59,6 +59,7 @@ class Aim:
         """As it stands in a result file."""
         found = asdict(self)
         aim = f"{found.pop('sense')} {found.pop('limit'):g} {found.pop('unit')}".strip()
+        found["interval"] = None if self.interval is None else list(self.interval)
         return {"name": self.name, "aim": aim, **found, "holds": self.holds}
 
 

@@ -205,7 +205,7 @@ def unaugmented(prepared: Prepared) -> Prepared:
     now = prepared.collator
     features = now.features
     if isinstance(features, LiveFeatures):
-        features = LiveFeatures(now.corpus, prepared.recogniser.log_mel)
+        features = LiveFeatures(now.corpus, prepared.recogniser.log_mel, audio=features.audio)
     return replace(prepared, collator=Collator(now.corpus, features, now.tokens))
 
 
