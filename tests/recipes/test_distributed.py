@@ -51,8 +51,9 @@ def test_two_processes_equal_one(
         (tmp_path / name).mkdir()
     alone = run_file(tmp_path / "one", corpus, tiny_settings)
     train(make_run(json.loads(alone.read_text())))
-    done = torchrun(2, "train", run_file(tmp_path / "two", corpus, tiny_settings))
+    done = torchrun(2, "train", run_file(tmp_path / "two", corpus, tiny_settings), "--json")
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"], "one document, from the first process"
     one, two = (read_metrics(tmp_path / name / "run") for name in ("one", "two"))
     assert len(one) == len(two)
     # steps of 2 + 2 and 4 + 4, and in each bin a last one of a single micro-batch, which a rank fills up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def train(
             return
         command = shlex.join(["manyvoice", *sys.argv[1:]])
         folder = run_training(config, watcher=terminal, command=command, resume_from=resume_from)
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun the first process speaks for all
     card = read_card(folder)
     rates = [f"{role}: WER {r['wer']:.2%}, CER {r['cer']:.2%}" for role, r in card["results"].items()]
     emit({"model": str(folder), "results": card["results"]}, as_json=as_json, text="\n".join([*rates, f"{folder}"]))
