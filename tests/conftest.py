@@ -39,6 +39,14 @@ def strict() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered between runs, such as batch sizes, is not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYVOICE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real speech; tests that need it skip where there is none."""

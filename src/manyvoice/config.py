@@ -76,10 +76,27 @@ class AugmentConfig(_Section):
 
 
 class BatchConfig(_Section):
-    """Batches of one duration bin each; ``accumulate`` of them make a step."""
+    """Batches of like shape, as large as memory holds; ``accumulate`` of them make a step.
 
-    seconds: Annotated[float, Field(gt=0)] = 120.0
-    bins: Positive = 10
+    Args:
+        memory: that training may take, such as ``8GiB``. Without it a CPU gives half of what is free, and a GPU
+            ``fraction`` of all it has. How many utterances fit is measured once and remembered.
+        updates: an epoch has at least so many steps where the corpus allows: larger batches make fewer.
+        seconds: padded audio of a batch, instead of measuring.
+        bins, token_bins: of the duration axis, by the size of the corpus unless given; and of the tokens in each.
+        layout: batches are of one bin, or of neighbours in the (duration, tokens) plane.
+        strict: an utterance with more tokens than its duration's bins have room for is a bad row, instead of being
+            batched with longer ones.
+    """
+
+    memory: str | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    updates: Annotated[int, Field(ge=0)] = 200
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    bins: Positive | None = None
+    token_bins: Positive = 2
+    layout: Literal["neighbourhood", "bins"] = "neighbourhood"
+    strict: bool = False
     accumulate: Positive = 1
 
 
@@ -136,6 +153,8 @@ class RunConfig(_Section):
         settings.pop("output")
         for name in ("workers", "threads"):
             settings["train"].pop(name)
+        for name in ("memory", "fraction"):  # a run may go on where there is less of it
+            settings["batch"].pop(name)
         return settings
 
     def to_yaml(self) -> str:

@@ -56,6 +56,7 @@ class Batch:
         owner_B: the submodel row each utterance belongs to, int64; 0 is the base.
         label_B: class of each utterance for classification, int64; -1 is none.
         seconds_B: duration of each utterance, float64.
+        cell: of the plan's bins, whose batch size bounds this batch; -1 where there is no plan.
     """
 
     ids: tuple[str, ...]
@@ -66,9 +67,20 @@ class Batch:
     owner_B: Tensor
     label_B: Tensor
     seconds_B: Tensor
+    cell: int = -1
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Utterances ``start`` to ``stop`` as a batch of their own, padded no more than they need."""
+        if (start, stop) == (0, len(self)):
+            return self
+        part = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cell"}
+        part = {name: v[start:stop] for name, v in part.items()}
+        part["features_BTF"] = part["features_BTF"][:, : int(part["len_B"].max())]
+        part["tokens_BU"] = part["tokens_BU"][:, : int(part["token_len_B"].max())]
+        return Batch(cell=self.cell, **part)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """The same batch on another device, its features in another precision."""

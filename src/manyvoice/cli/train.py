@@ -29,12 +29,14 @@ def train(
     from manyvoice.config import read_run
     from manyvoice.recipes.card import read_card
     from manyvoice.recipes.prepare import dry_run as look
+    from manyvoice.recipes.sizing import Sizer
     from manyvoice.recipes.train import train as run_training
+    from manyvoice.train.distributed import start
 
     config = read_run(run, overrides or [])
     with Terminal() as terminal:
         if dry_run:
-            found = look(config, terminal)
+            found = look(config, terminal, Sizer(config, start(config.train.precision), terminal))
             emit(found, as_json=as_json, text="\n".join(f"{k}: {v}" for k, v in found.items()))
             return
         command = shlex.join(["manyvoice", *sys.argv[1:]])

@@ -14,7 +14,6 @@ the number of ranks. Parameters and buffers keep their names: the saved folder i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -84,13 +83,10 @@ def freeze(model: nn.Module, frozen: bool = True) -> None:
         norm.frozen = frozen
 
 
-@contextmanager
-def unseen(model: nn.Module) -> Iterator[None]:
-    """Training passes inside leave no statistics behind: their batch was seen elsewhere in the step."""
-    before = [(norm, len(norm.pending)) for norm in masked_norms(model)]
-    yield
-    for norm, count in before:
-        del norm.pending[count:]
+def discard(model: nn.Module) -> None:
+    """Forget what the norms have seen since they were last settled: that step is tried again."""
+    for norm in masked_norms(model):
+        norm.pending.clear()
 
 
 @torch.no_grad()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+import numpy as np
+
 from manyvoice.config import AugmentConfig, CorpusConfig, RunConfig
 from manyvoice.data.augment import Augment
-from manyvoice.data.buckets import duration_bins, sizes_for
+from manyvoice.data.buckets import Bins
 from manyvoice.data.check import Report, check
 from manyvoice.data.collate import CachedFeatures, Collator, Features, LiveFeatures, decoded, read_ahead
 from manyvoice.data.features import LogMel
@@ -21,9 +23,12 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import CorpusError
 from manyvoice.models.anatomy import parameter_count
 from manyvoice.models.load import build_model
+from manyvoice.recipes import batching
 from manyvoice.recipes.watch import Watcher
-from manyvoice.types import Batch, Seconds
+from manyvoice.types import Batch
 
+# a recogniser, bins and how many utterances each has, to how many of each fit and how that is known
+MeasureFor = Callable[[Recogniser, Bins, Sequence[int]], tuple[tuple[int, ...], str]]
 # With fewer speakers a share of them would be none, or nearly all the speech.
 SPEAKERS_TO_SPLIT_BY = 10
 
@@ -138,47 +143,63 @@ def features_of(
     )
 
 
-def plan_of(run: RunConfig, corpus: Corpus) -> Plan:
-    """Bins of equal audio, each with as many utterances as ``batch.seconds`` holds."""
-    bins = duration_bins(corpus.durations_N, run.batch.bins)
-    return Plan(
-        corpus=corpus.fingerprint,
-        bin_N=bins.assign(corpus.durations_N),
-        bins=bins,
-        sizes=sizes_for(bins, Seconds(run.batch.seconds)),
-        accumulate=run.batch.accumulate,
-        seed=run.seed,
-    )
-
-
 def prepare(
     run: RunConfig,
     watcher: Watcher,
     *,
     recogniser: Recogniser | None = None,
+    measure: MeasureFor,
     accept: Callable[[Plan], None] = lambda plan: None,
-    keep_split: bool = True,
+    keep: bool = True,
 ) -> Prepared:
     """Open, check, build, plan and cache.
 
-    Args: recogniser: what a resumed run was trained with.  accept: raises if a resumed run had another plan; asked
-        before any features are computed.  keep_split: write manifests of a split that is made here.
+    Args: recogniser: what a resumed run was trained with.  measure: how many utterances of a shape fit into memory.
+        accept: raises if a resumed run had another plan; asked before any features are computed.
+        keep: write the plan, and manifests of a split that is made here.
     """
     corpora = open_corpora(run.corpus, run.seed, watcher)
-    if run.corpus.dev is None and keep_split:
+    if run.corpus.dev is None and keep:
         _keep_split(Path(run.output), corpora)
     recogniser = recogniser or build_recogniser(run, corpora.train)
     train = trainable(corpora.train, recogniser, run.corpus.skip_bad, watcher)
     dev = corpora.dev
-    plan = plan_of(run, train)
+    train, tokens, plan, sizes = plan_batches(run, train, recogniser, measure, watcher)
     accept(plan)
+    if keep and sizes is not None:
+        batching.write_plan(Path(run.output) / "plan.json", plan, sizes)
     cache = Path(run.output) / "cache" if run.corpus.cache else None
     augment = augment_of(run.augment)
     features = features_of(train, recogniser.log_mel, cache, watcher, "train", augment, run.seed)
     dev_features = features_of(dev, recogniser.log_mel, cache, watcher, "dev", Augment(), run.seed)
-    tokens = [recogniser.tokenizer.encode(text) for text in train.texts()]
     collator = Collator(train, features, tokens, augment=augment, seed=run.seed)
     return Prepared(Corpora(train, dev, corpora.test), recogniser, plan, collator, dev_features)
+
+
+def plan_batches(
+    run: RunConfig, train: Corpus, recogniser: Recogniser, measure: MeasureFor, watcher: Watcher
+) -> tuple[Corpus, list[list[int]], Plan, batching.Sizes | None]:
+    """Rows to train on, their labels, and the plan; sizes are None where the run's folder already holds them."""
+    tokens = [recogniser.tokenizer.encode(text) for text in train.texts()]
+    tokens_N = np.asarray([len(t) for t in tokens], dtype=np.int64)
+    augment = augment_of(run.augment)
+    begun = batching.read_plan(Path(run.output) / "plan.json", train)
+    bins = begun[0] if begun else batching.bins_of(run.batch, train.durations_N, tokens_N, augment.speed)
+    if run.batch.strict:
+        kept = batching.keep_strict(bins, train, tokens_N, skip_bad=run.corpus.skip_bad)
+        if len(kept) < len(train):
+            watcher.note(f"batch.strict: {len(train) - len(kept)} of {len(train)} utterances left out")
+        train, tokens, tokens_N = train.subset(kept), [tokens[i] for i in kept], tokens_N[kept]
+        begun = begun or batching.read_plan(Path(run.output) / "plan.json", train)
+        bins = begun[0] if begun else bins
+    if begun is not None:
+        return train, tokens, batching.make_plan(run, train, tokens_N, bins, begun[1], augment), None
+    counts = np.bincount(bins.assign(train.durations_N, tokens_N), minlength=len(bins)).tolist()
+    # neighbours of one shape may come from several bins
+    most = counts if run.batch.layout == "bins" else [len(train)] * len(bins)
+    sizes = batching.sizes_of(run.batch, bins, counts, lambda b: measure(recogniser, b, most))
+    watcher.note(f"batches: {sizes.source}")
+    return train, tokens, batching.make_plan(run, train, tokens_N, bins, sizes.used, augment), sizes
 
 
 def _keep_split(folder: Path, corpora: Corpora) -> None:
@@ -191,13 +212,14 @@ def _keep_split(folder: Path, corpora: Corpora) -> None:
 
 def feed(
     prepared: Prepared, epoch: int, start: int, *, rank: int = 0, ranks: int = 1, workers: int = 0
-) -> Iterator[list[tuple[Batch, bool]]]:
-    """Steps of an epoch from ``start`` on, as this rank's micro-batches, each with whether it counts."""
-    shares = [share(step, rank, ranks) for step in prepared.plan.epoch(epoch)[start:]]
-    flat = [indices for step in shares for indices, _ in step]
+) -> Iterator[list[Batch]]:
+    """Steps of an epoch from ``start`` on, as this rank's micro-batches; of a ragged last step it may have none."""
+    plan = prepared.plan
+    shares = [share(step, rank, ranks) for step in plan.epoch(epoch)[start:]]
+    flat = [indices for step in shares for indices in step]
     batches = read_ahead(prepared.collator, flat, epoch, workers)
     for step in shares:
-        yield [(next(batches), counts) for _, counts in step]
+        yield [replace(next(batches), cell=plan.cell_of(indices, epoch)) for indices in step]
 
 
 def unaugmented(prepared: Prepared) -> Prepared:
@@ -209,12 +231,12 @@ def unaugmented(prepared: Prepared) -> Prepared:
     return replace(prepared, collator=Collator(now.corpus, features, now.tokens))
 
 
-def dry_run(run: RunConfig, watcher: Watcher) -> dict[str, object]:
+def dry_run(run: RunConfig, watcher: Watcher, measure: MeasureFor) -> dict[str, object]:
     """What a run would do: corpora opened and checked, the plan's figures; nothing is written or trained."""
     corpora = open_corpora(run.corpus, run.seed, watcher)
     recogniser = build_recogniser(run, corpora.train)
     train = trainable(corpora.train, recogniser, run.corpus.skip_bad, watcher)
-    plan = plan_of(run, train)
+    train, _, plan, sizes = plan_batches(run, train, recogniser, measure, watcher)
     return {
         "output": run.output,
         "hours": round(float(train.durations_N.sum()) / 3600, 3),
@@ -223,6 +245,7 @@ def dry_run(run: RunConfig, watcher: Watcher) -> dict[str, object]:
         "dev_utterances": len(corpora.dev),
         "vocabulary": len(recogniser.tokenizer),
         "parameters": parameter_count(recogniser.model),
-        "steps_per_epoch": plan.steps_per_epoch,
-        "steps": plan.steps_per_epoch * run.train.epochs,
+        "batches": sizes.source if sizes else "as in the run's folder",
+        "steps_per_epoch": plan.steps(0),
+        "steps": plan.steps(0) * run.train.epochs,
     }

@@ -25,22 +25,20 @@ from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.models import batchnorm
 from manyvoice.recipes.card import Provenance, write_card
 from manyvoice.recipes.prepare import feed, prepare, unaugmented
+from manyvoice.recipes.ready import learning_rate, make_optimizer, ready
+from manyvoice.recipes.sizing import Sizer
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train import distributed
 from manyvoice.train.checkpoint import Keeper, Kept, Loaded, average, load
 from manyvoice.train.interrupt import Interrupt
+from manyvoice.train.limits import Limits, Version
 from manyvoice.train.loop import fit
 from manyvoice.train.metrics import MetricsLog, Pace
 from manyvoice.train.objective import ctc
-from manyvoice.train.optim import build_optimizer
 from manyvoice.train.packing import pack_optimizer, pack_random, unpack_optimizer, unpack_random
 from manyvoice.train.schedule import Schedule, build_schedule
 from manyvoice.train.step import Place, PlainStep
 
-# ScaledAdam's and AdamW's peak rates: icefall's Zipformer recipe, and what small Parakeets learned with here.
-_LR = {"adamw": 4e-4, "scaledadam": 0.045}
-_DECAY = {"adamw": 0.01, "scaledadam": 0.0}
-_BETAS = (0.9, 0.98)
 # batches whose statistics a model with averaged weights gets; AlphaNet recalibrates with 64
 _RECALIBRATE = 64
 
@@ -84,6 +82,7 @@ class Training:
         if self.main:
             claim_folder(config)
         accelerator.wait_for_everyone()
+        self.sizer = Sizer(config, accelerator, watcher)
         keep = config.train
         self.keeper = Keeper(self.output / "checkpoints", last=keep.keep_last, best=keep.keep_best, writer=self.main)
 
@@ -105,10 +104,12 @@ class Training:
 
         # the first process writes caches and manifests, the others then find them
         with self.accelerator.main_process_first():
-            self.prepared = prepare(self.config, self.watcher, recogniser=before, accept=accept, keep_split=self.main)
+            self.prepared = prepare(
+                self.config, self.watcher, recogniser=before, measure=self.sizer, accept=accept, keep=self.main
+            )
         if self.main and before is None:
             _save_aside(self.prepared.recogniser, start)
-        self.place = Place(steps_per_epoch=self.prepared.plan.steps_per_epoch)
+        self.place = Place(steps_of=self.prepared.plan.steps)
         step = self._build_step()
         if loaded is not None:
             self._restore(loaded)
@@ -125,35 +126,31 @@ class Training:
         raise UsageError(f"{self.keeper.folder} has no sound checkpoint {name!r}; it has {known}")
 
     def _build_step(self) -> PlainStep:
-        optimizer, model_config = self.config.optimizer, self.config.model
         self.model = self.prepared.recogniser.model
-        if self.config.train.precision == "fp64":
-            self.model.double()
-        self.model.to(self.accelerator.device)
-        if self.config.train.activation_checkpointing:
-            # the reentrant kind would compute wrong gradients silently where the model is narrowed
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
-        # written rule: statistics learn with a model from nothing and rest in fine-tuning
-        freeze = model_config.freeze_batchnorm
-        self.frozen = model_config.base is not None if freeze is None else freeze
-        batchnorm.freeze(self.model, self.frozen)
-        lr = _LR[optimizer.name] if optimizer.lr is None else optimizer.lr
-        decay = _DECAY[optimizer.name] if optimizer.weight_decay is None else optimizer.weight_decay
-        self.optimizer = build_optimizer(
-            self.model.named_parameters(), optimizer.name, lr=lr, weight_decay=decay, betas=_BETAS, eps=1e-8
-        )
+        self.frozen = ready(self.model, self.config, self.accelerator)
+        self.optimizer = make_optimizer(self.model, self.config)
+        self.limits = Limits(self._tell_version)
         return PlainStep(
             self.model,
             ctc,
             self.optimizer,
-            self._schedule(lr),
+            self._schedule(learning_rate(self.config)),
             self.accelerator,
-            clip=optimizer.clip,
+            clip=self.config.optimizer.clip,
             seed=self.config.seed,
+            limits=self.limits,
+        )
+
+    def _tell_version(self, version: Version) -> None:
+        seconds, tokens = self.prepared.plan.bins.cells[version.cell]
+        self.watcher.note(
+            f"out of memory at step {version.from_step} ({version.batch or 'on another rank'}): from now on at most "
+            f"{version.size} utterances of the bin up to {seconds:.2f} s and {tokens} tokens run at once; its steps "
+            f"stay what they are (plan version {len(self.limits.versions)})"
         )
 
     def _schedule(self, lr: float) -> Schedule:
-        total = self.config.train.epochs * self.place.steps_per_epoch
+        total = self.config.train.epochs * self.prepared.plan.steps(0)
         warmup = round(self.config.optimizer.warmup * total)
         return build_schedule(
             self.config.optimizer.schedule,
@@ -174,6 +171,8 @@ class Training:
         with Interrupt() as interrupt, log_file as metrics:
             for log in fit(step, self._batches, self.place, epochs=settings.epochs):
                 line: dict[str, Any] = pace.line(log)
+                if self.limits.versions:
+                    line["plan_version"] = len(self.limits.versions)
                 stopped = distributed.any_rank(self.accelerator, interrupt.asked is not None)
                 due = self._due(settings.evaluate_every) or self.place.epoch >= settings.epochs
                 if due:
@@ -238,6 +237,7 @@ class Training:
                     "optimizer": optimizer,
                     "random": random_state,
                     "plan": self.prepared.plan.fingerprint,
+                    "limits": self.limits.state(),
                     "run": self.config.fingerprint(),
                     "seed": self.config.seed,
                 },
@@ -251,6 +251,7 @@ class Training:
         unpack_random(loaded.tensors["random"], loaded.state["random"])
         place = loaded.state["place"]
         self.place.step, self.place.epoch, self.place.index = place["step"], place["epoch"], place["index"]
+        self.limits.restore(loaded.state["limits"])
         self.watcher.note(f"resumed after step {self.place.step}")
 
     def _finish(self) -> Path:
@@ -287,7 +288,7 @@ class Training:
     def _recalibrate(self) -> None:
         """Statistics of averaged weights are not the average of statistics: measure them."""
         prepared, recogniser = unaugmented(self.prepared), self.prepared.recogniser
-        batches = (b for step in feed(prepared, 0, 0) for b, counts in step if counts)
+        batches = (b for step in feed(prepared, 0, 0) for b in step)
         device, dtype = self.accelerator.device, self.model.dtype
 
         def forwards() -> Iterator[Any]:

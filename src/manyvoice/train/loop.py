@@ -8,11 +8,11 @@ from typing import Protocol
 from manyvoice.train.step import Place
 from manyvoice.types import Batch
 
-MicroBatches = Sequence[tuple[Batch, bool]]
+MicroBatches = Sequence[Batch]
 
 
 class Step(Protocol):
-    """Updates the model from one step's micro-batches; each comes with whether it counts."""
+    """Updates the model from one step's micro-batches; a rank may have none of a ragged last one."""
 
     def __call__(self, micro: MicroBatches, place: Place) -> dict[str, float]: ...
 

@@ -14,6 +14,7 @@ from typing import Any, final
 
 import torch
 
+from manyvoice.data.padding import Waste
 from manyvoice.errors import CheckpointError
 
 # Names of the log that differ between two equal runs; everything else is the same to the last bit.
@@ -115,17 +116,18 @@ class Pace:
         self._first: tuple[float, float] | None = None
 
     def line(self, log: Mapping[str, float]) -> dict[str, float]:
-        """The log line with padding (share of frames), ``seconds`` of the step and audio seconds per second."""
+        """The log line with padding of frames and of label tokens, ``seconds`` of the step and audio per second."""
         now = time.perf_counter()
         took, self._last = now - self._last, now
         speed = log["audio_seconds"] / took if took > 0 else 0.0
         self._smooth = speed if self._smooth is None else 0.9 * self._smooth + 0.1 * speed
         if self._first is None:
             self._first = (now, log["epoch"])
-        padding = 1.0 - log["frames"] / log["padded_frames"] if log["padded_frames"] else 0.0
+        waste = Waste().plus(log)
         return {
             **log,
-            "padding": padding,
+            "padding": waste.frame_padding,
+            "token_padding": waste.token_padding,
             "seconds": took,
             "audio_per_second": self._smooth,
             "memory_mib": peak_memory(),

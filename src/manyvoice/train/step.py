@@ -1,27 +1,30 @@
 """One optimiser step from micro-batches; plain training's step.
 
 All ranks together compute the gradient of (sum of totals) / (sum of weights) over the whole step, so the result does
-not depend on how the step was cut into micro-batches or shared among ranks, but for the order of the additions.
+not depend on how the step was cut into micro-batches or shared among ranks, but for the order of the additions. That
+is also why a step that runs out of memory can be cut smaller and begun again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import final
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from manyvoice.data.padding import padding_of
 from manyvoice.errors import WorkError
-from manyvoice.models.batchnorm import settle, unseen
-from manyvoice.train.distributed import summed
+from manyvoice.models.batchnorm import discard, settle
+from manyvoice.train.distributed import exchange_gradients, same_names, summed
+from manyvoice.train.limits import Limits, Overflow
+from manyvoice.train.memory import out_of_memory
 from manyvoice.train.objective import Loss, Objective
 from manyvoice.train.optim import ScaledAdam
 from manyvoice.train.schedule import Schedule, apply
@@ -30,44 +33,34 @@ from manyvoice.types import Batch
 
 @dataclass
 class Place:
-    """Where a run is: updates made, the epoch, and the next step of that epoch."""
+    """Where a run is: updates made, the epoch, and the next step of that epoch.
+
+    Args: steps_of: how many steps an epoch has.
+    """
 
     step: int = 0
     epoch: int = 0
     index: int = 0
-    steps_per_epoch: int = 1
+    steps_of: Callable[[int], int] = lambda epoch: 1
 
     @property
     def passes(self) -> float:
         """Passes over the data so far."""
-        return self.epoch + self.index / self.steps_per_epoch
+        return self.epoch + self.index / self.steps_of(self.epoch)
 
     def advance(self) -> None:
         """After a step."""
         self.step += 1
         self.index += 1
-        if self.index >= self.steps_per_epoch:
+        if self.index >= self.steps_of(self.epoch):
             self.epoch, self.index = self.epoch + 1, 0
 
 
-def stream_seed(seed: int, step: int, micro: int) -> int:
-    """Seed of the random numbers of one micro-batch, 63 bits of blake2b."""
-    digest = blake2b(f"{seed} {step} {micro}".encode(), digest_size=8, person=b"step.v1").digest()
+def stream_seed(seed: int, step: int, micro: int, piece: int = 0) -> int:
+    """Seed of the random numbers of one micro-batch, or of a piece of it; 63 bits of blake2b."""
+    key = f"{seed} {step} {micro}" + (f" {piece}" if piece else "")
+    digest = blake2b(key.encode(), digest_size=8, person=b"step.v1").digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-@final
-class _Objective(nn.Module):
-    """Model and objective as one module, because DDP hooks into forward passes only."""
-
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, float]]:
-        loss: Loss = self.objective(self.model, batch)
-        return loss.total, loss.weight, loss.counts
 
 
 @final
@@ -77,7 +70,11 @@ class PlainStep:
     Dropout's random numbers follow from (seed, step, place of the micro-batch in the step), so they are the same after
     a resume and on any number of ranks.
 
-    Args: clip: the largest norm of the gradient; None leaves it, and ScaledAdam clips by itself.
+    Args:
+        clip: the largest norm of the gradient; None leaves it, and ScaledAdam clips by itself.
+        limits: how many utterances of a cell run at once, where that is fewer than the plan's; lowered, on all ranks
+            alike, when a step runs out of memory.
+        on_overflow: told each time that happens.
     """
 
     def __init__(
@@ -90,64 +87,85 @@ class PlainStep:
         *,
         clip: float | None,
         seed: int,
+        limits: Limits | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule, self.accelerator = model, optimizer, schedule, accelerator
-        self.seed = seed
+        self.objective, self.seed = objective, seed
         self.clip = None if isinstance(optimizer, ScaledAdam) else clip
-        self.wrapped: nn.Module = _Objective(model, objective)
-        if accelerator.num_processes > 1:
-            self.wrapped = accelerator.prepare_model(self.wrapped)
+        self.limits = limits or Limits()
+        self._names: list[str] | None = None
 
-    def __call__(self, micro: Sequence[tuple[Batch, bool]], place: Place) -> dict[str, float]:
+    def __call__(self, micro: Sequence[Batch], place: Place) -> dict[str, float]:
         """Update the model. WorkError names the utterances if the loss is not finite."""
         lr = self.schedule.lr(place.step, place.passes)
         apply(self.optimizer, lr)
         self.model.train()
-        sums: dict[str, float] = {}
-        for k, (batch, counts) in enumerate(micro):
-            last = k == len(micro) - 1
-            number = k * self.accelerator.num_processes + self.accelerator.process_index
-            torch.manual_seed(stream_seed(self.seed, place.step, number))
-            exchange = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-            with exchange, nullcontext() if counts else unseen(self.model):
-                self._backward(batch, counts, sums, place)
-        names = sorted(sums)
-        everywhere = summed(self.accelerator, torch.tensor([sums[n] for n in names], dtype=torch.float64)).tolist()
-        sums = dict(zip(names, everywhere, strict=True))
+        sums = self._gradients(micro, place)
+        cells = {batch.cell for batch in micro}
+        if self._names is None:
+            self._names = same_names(self.accelerator, sums)
+        local = torch.tensor([sums.get(n, 0.0) for n in self._names], dtype=torch.float64)
+        sums = dict(zip(self._names, summed(self.accelerator, local).tolist(), strict=True))
+        exchange_gradients(self.accelerator, self.model.parameters())
         weight = max(sums["weight"], 1.0)
-        norm = self._finish_gradient(self.accelerator.num_processes / weight)
-        if norm is not None and not math.isfinite(norm):
-            raise _not_finite("gradient", norm, place, [i for batch, _ in micro for i in batch.ids])
+        norm = self._finish_gradient(1.0 / weight)
+        if not math.isfinite(norm):
+            raise _not_finite("gradient", norm, place, [i for batch in micro for i in batch.ids])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         settle(self.model)
         log = {"loss": sums.pop("total") / weight, "lr": lr, "tokens": sums.pop("weight")}
-        return log | ({} if norm is None else {"grad_norm": norm}) | sums
+        log |= {"cell": cells.pop() if len(cells) == 1 else -1, "grad_norm": norm}
+        return log | sums
 
-    def _backward(self, batch: Batch, counts: bool, sums: dict[str, float], place: Place) -> None:
+    def _gradients(self, micro: Sequence[Batch], place: Place) -> dict[str, float]:
+        """Sums of this rank's micro-batches, their gradients left in the model; cut smaller until all ranks fit."""
+        while True:
+            sums: dict[str, float] = {}
+            overflow = self._attempt(micro, place, sums)
+            if not self.limits.agree(self.accelerator, overflow, place.step):
+                return sums
+            # the error and the frames that held its tensors are gone by now, so the memory really is free
+            self.optimizer.zero_grad(set_to_none=True)
+            discard(self.model)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _attempt(self, micro: Sequence[Batch], place: Place, sums: dict[str, float]) -> Overflow | None:
+        """Run the micro-batches within the limits; the first that did not fit, if one did not."""
+        for k, whole in enumerate(micro):
+            number = k * self.accelerator.num_processes + self.accelerator.process_index
+            for piece, batch in enumerate(self.limits.pieces(whole)):
+                torch.manual_seed(stream_seed(self.seed, place.step, number, piece))
+                try:
+                    self._backward(batch, sums, place)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    return Overflow.of(batch)
+        return None
+
+    def _backward(self, batch: Batch, sums: dict[str, float], place: Place) -> None:
         batch = batch.to(self.accelerator.device, self.model.dtype)
         with self.accelerator.autocast():
-            total, weight, extra = self.wrapped(batch)
-        value = float(total.detach())
+            loss: Loss = self.objective(self.model, batch)
+        value = float(loss.total.detach())
         if not math.isfinite(value):
             raise _not_finite("loss", value, place, batch.ids)
-        self.accelerator.backward(total if counts else total * 0.0)
-        found = {"total": value, "weight": float(weight), "utterances": float(len(batch))}
-        found["audio_seconds"] = float(batch.seconds_B.sum())
-        found["frames"] = float(batch.len_B.sum())
-        found["padded_frames"] = float(batch.features_BTF.shape[0] * batch.features_BTF.shape[1])
-        for name, value in (found | extra).items():
-            sums[name] = sums.get(name, 0.0) + (value if counts else 0.0)
+        self.accelerator.backward(loss.total)
+        found = {"total": value, "weight": float(loss.weight)} | padding_of(batch) | loss.counts
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value
 
-    def _finish_gradient(self, scale: float) -> float | None:
-        """DDP has averaged sums over ranks: multiply by ranks / weight, then clip to ``clip``."""
+    def _finish_gradient(self, scale: float) -> float:
+        """From sums to means, then clip to ``clip``; returns the norm before that."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if not gradients:
-            return None
+            return 0.0
         torch._foreach_mul_(gradients, scale)
-        if self.clip is None:
-            return None
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
         return float(norm)
 
 
