@@ -113,9 +113,9 @@ def test_statistics_are_measured_again_on_sound_as_it_is(configure: Made, tmp_pa
     """Otherwise masks and noise of training would be in the statistics of an averaged model."""
     run = configure(tmp_path / "run", augment__time_share=0.5, augment__speed="[0.9, 1.1]", train__epochs=2)
     prepared = prepare(run, Silent(), measure=lambda *_: pytest.fail("batch.seconds needs no measuring"))
-    epochs = [[b.features_BTF for s in feed(unaugmented(prepared), e, 0) for b in s] for e in (0, 1)]
-    sums = [sorted(float(x.double().square().sum()) for x in features) for features in epochs]
-    frames = [sorted(x.shape[1] for x in features) for features in epochs]
+    epochs = [[b for s in feed(unaugmented(prepared), e, 0) for b in s] for e in (0, 1)]
+    sums = [[float(b.features_BTF.double().square().sum()) for b in batches] for batches in epochs]
+    frames = [sorted(int(n) for b in batches for n in b.len_B) for batches in epochs]
     masked = [b.features_BTF for s in feed(prepared, 0, 0) for b in s]
     assert frames[0] == frames[1]
     assert math.fsum(sums[0]) == pytest.approx(math.fsum(sums[1]), rel=1e-9)
