@@ -2,6 +2,8 @@
 
     manyvoice bench sentences arms=real epochs=40
     manyvoice bench sentences arms=synthetic,both epochs=6
+    manyvoice bench sentences arms=both-characters-digits epochs=2 lr=4e-4 seconds=30
+                                                   starts from the encoder that `manyvoice bench digits` has trained
     manyvoice bench sentences report=both          the one look at the reporting speakers, by the chosen arm
 
 Of the 125 training speakers of the accented corpus 25, drawn by seed 0, choose; the 65 speakers of its dev part report,
@@ -100,8 +102,9 @@ def synthetic(bench: Bench) -> Path:
 
 def train_arm(bench: Bench, arm: str, real: Path, choosing: Path) -> None:
     """One row: the arm's best checkpoint on the choosing speakers."""
-    # an arm is a corpus and, after a dash, the units: real, both, synthetic, real-characters, both-sp128, ...
-    data, _, units = arm.partition("-")
+    # an arm is a corpus and, after dashes, units and where it starts: both, real-characters, both-characters-digits
+    data, _, rest = arm.partition("-")
+    units, _, origin = rest.partition("-")
     manifests = [str(real)] if data in ("real", "both") else []
     spoken = synthetic(bench) if data in ("synthetic", "both") else None
     manifests += [str(spoken)] if spoken else []
@@ -111,6 +114,9 @@ def train_arm(bench: Bench, arm: str, real: Path, choosing: Path) -> None:
     if bench.toy:
         settings |= {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
         tokenizer = {"kind": "characters"}
+    model: dict[str, Any] = {"settings": settings}
+    if origin == "digits":
+        model = {"base": str(bench.work.parent / "digits" / "seen" / "run" / "model"), "new_vocabulary": True}
     output = bench.work / "runs" / f"{arm}-{epochs}"
     config = make_run(
         {
@@ -118,9 +124,9 @@ def train_arm(bench: Bench, arm: str, real: Path, choosing: Path) -> None:
             "seed": SEED,
             "corpus": {"train": manifests, "dev": str(choosing), "skip_bad": True, "licence": "Apache-2.0"},
             "tokenizer": tokenizer,
-            "model": {"settings": settings},
+            "model": model,
             "augment": {"freq_masks": 2, "freq_width": 15, "time_masks": 2, "time_share": 0.05},
-            "batch": {"seconds": float(bench.option("seconds", "80")), "bins": 10},
+            "batch": {"seconds": float(bench.option("seconds", "80")), "bins": 10, "layout": "bins"},
             "optimizer": {"lr": float(bench.option("lr", "1e-3" if spoken else "6e-4"))},
             "train": {"epochs": epochs, "threads": int(bench.option("threads", "1"))},
         }

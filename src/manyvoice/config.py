@@ -54,11 +54,16 @@ class TokenizerConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """A preset with changes, or a model to start from: a folder or a hub id."""
+    """A preset with changes, or a model to start from: a folder or a hub id.
+
+    Args: new_vocabulary: keep the base's encoder only; the tokenizer is learned from the corpus, the head is new.
+        freeze_batchnorm: without a value, statistics rest where a base is tuned with its own vocabulary.
+    """
 
     preset: str | None = "tiny"
     base: str | None = None
     settings: dict[str, Any] = {}
+    new_vocabulary: bool = False
     freeze_batchnorm: bool | None = None
 
 
@@ -255,6 +260,8 @@ def _across(run: RunConfig) -> list[Mistake]:
         mistakes.append(
             Mistake("model.settings", run.model.settings, "cannot change the shape of a base", "drop one of the two")
         )
+    if run.model.base is None and run.model.new_vocabulary:
+        mistakes.append(Mistake("model.new_vocabulary", True, "is for a base", "set model.base, or drop it"))
     low, high = run.augment.snr_db
     if low > high:
         mistakes.append(Mistake("augment.snr_db", [low, high], "must be low, high", f"give [{high}, {low}]"))

@@ -95,3 +95,15 @@ def test_presets_have_the_sizes_the_documentation_says() -> None:
 def test_settings_that_do_not_fit_are_named(settings: dict[str, object], text: str) -> None:
     with pytest.raises(ModelError, match=text):
         FAMILY.build({**SMALL, **settings}, vocabulary=9, blank=8)
+
+
+def test_another_vocabulary_keeps_the_encoder(model: PreTrainedModel) -> None:
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(0.3)  # learned statistics come along
+    new = FAMILY.renewed(model, vocabulary=31, blank=30).double().eval()
+    assert (new.config.vocab_size, FAMILY.blank(new)) == (31, 30)
+    x, len_B = torch.randn(2, 40, 80, dtype=torch.float64), torch.tensor([40, 27])
+    one, other = (FAMILY.encode(m, x, len_B) for m in (model, new))
+    assert torch.equal(one.x, other.x)
+    assert FAMILY.logits(new, other).x.shape[-1] == 31

@@ -236,3 +236,13 @@ def test_the_statistics_of_a_new_model_do_move(configure: Made, plain: Path) -> 
     done = Recogniser.load(plain / "model").model
     pairs = zip(masked_norms(start), masked_norms(done), strict=True)
     assert all(not torch.equal(a.running_mean, b.running_mean) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def test_a_base_takes_a_new_vocabulary(configure: Made, plain: Path, tmp_path: Path) -> None:
+    """The encoder of one task starts another, whose words it has never written."""
+    options = {"model__base": plain / "model", "model__settings": "{}", "model__new_vocabulary": "true"}
+    model = train(configure(tmp_path / "run", tokenizer__kind="characters", train__epochs=1, **options))
+    assert len(Recogniser.load(model).tokenizer) != len(Recogniser.load(plain / "model").tokenizer)
+    start, base = weights(tmp_path / "run" / "start"), weights(plain / "model")
+    shared = [n for n in base if n.startswith("encoder.")]
+    assert shared and all(torch.equal(start[n], base[n]) for n in shared)

@@ -205,6 +205,13 @@ class Family(ABC):
     def blank(self, model: PreTrainedModel) -> int:
         """Index of the blank in the output vocabulary."""
 
+    def renewed(self, model: PreTrainedModel, *, vocabulary: int, blank: int) -> PreTrainedModel:
+        """A model with this one's encoder, its statistics included, and a new head for another vocabulary."""
+        raise ModelError(
+            f"{self.name} models cannot be given another vocabulary; set model.new_vocabulary=false, or train from a "
+            "preset"
+        )
+
     def prepare_training(self, model: PreTrainedModel) -> None:  # noqa: B027 - a hook that most families leave empty
         """Change what stock code gets wrong in training, keeping every parameter's name."""
 

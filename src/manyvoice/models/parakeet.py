@@ -127,6 +127,15 @@ class ParakeetCTC(Family):
         self.prepare_training(model)
         return model
 
+    def renewed(self, model: PreTrainedModel, *, vocabulary: int, blank: int) -> PreTrainedModel:
+        """The encoder as it is under a new head with random weights."""
+        encoder = self._encoder(model)
+        config = ParakeetCTCConfig(vocab_size=vocabulary, pad_token_id=blank, encoder_config=encoder.config.to_dict())
+        new = ParakeetForCTC(config).to(model.dtype)
+        self.prepare_training(new)
+        self._encoder(new).load_state_dict(encoder.state_dict())
+        return new
+
     def prepare_training(self, model: PreTrainedModel) -> None:
         """Statistics without padding, and relative positions projected once a batch instead of once an utterance."""
         encoder = self._encoder(model)

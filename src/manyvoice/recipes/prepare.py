@@ -91,12 +91,16 @@ def _sound_rows(corpus: Corpus, report: Report, skip_bad: bool, watcher: Watcher
 
 
 def build_recogniser(run: RunConfig, corpus: Corpus) -> Recogniser:
-    """A recogniser with random weights and a tokenizer learned from the corpus, or the base that the run names."""
-    if run.model.base is not None:
-        return Recogniser.load(run.model.base)
+    """Random weights and a tokenizer learned from the corpus, or the base that the run names, or of both a part."""
+    base = Recogniser.load(run.model.base) if run.model.base is not None else None
+    if base is not None and not run.model.new_vocabulary:
+        return base
     tokenizer = train_tokenizer(
         corpus.texts(), run.tokenizer.kind, size=run.tokenizer.size, normalise=run.tokenizer.normalise
     )
+    if base is not None:
+        renewed = base.family.renewed(base.model, vocabulary=len(tokenizer), blank=tokenizer.blank)
+        return Recogniser(renewed, base.family, tokenizer, base.log_mel)
     preset = run.model.preset or "tiny"
     model, family = build_model(preset, run.model.settings, vocabulary=len(tokenizer), blank=tokenizer.blank)
     return Recogniser(model, family, tokenizer, LogMel.build(family.features(model)))

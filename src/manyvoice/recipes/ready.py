@@ -26,7 +26,8 @@ def ready(model: PreTrainedModel, config: RunConfig, accelerator: Accelerator) -
         model.activation_checkpointing_enable({"use_reentrant": False})
     # written rule: statistics learn with a model from nothing and rest in fine-tuning
     freeze = config.model.freeze_batchnorm
-    frozen = config.model.base is not None if freeze is None else freeze
+    tuned = config.model.base is not None and not config.model.new_vocabulary
+    frozen = tuned if freeze is None else freeze
     batchnorm.freeze(model, frozen)
     return frozen
 
