@@ -131,7 +131,8 @@ class ParakeetCTC(Family):
         """The encoder as it is under a new head with random weights."""
         encoder = self._encoder(model)
         config = ParakeetCTCConfig(vocab_size=vocabulary, pad_token_id=blank, encoder_config=encoder.config.to_dict())
-        new = ParakeetForCTC(config).to(model.dtype)
+        stock: Any = ParakeetForCTC(config)
+        new: PreTrainedModel = stock.to(model.dtype)
         self.prepare_training(new)
         self._encoder(new).load_state_dict(encoder.state_dict())
         return new

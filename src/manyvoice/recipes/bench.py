@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -178,6 +179,7 @@ def _run_of(path: Path) -> Callable[[Bench], None]:
     if spec is None or spec.loader is None:
         raise WorkError(f"{path}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     run: Callable[[Bench], None] = module.run
     return run

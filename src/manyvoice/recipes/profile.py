@@ -45,7 +45,7 @@ def profile_of_run(run: RunConfig, watcher: Watcher, *, again: bool = False) -> 
         f"of as many drawn at random would have {careless_waste(plan).frame_padding:.0%} of frames",
     ]
     if found is not None and found.confirmed is not None:
-        summary.append(f"one real step took {found.confirmed:.2f} times the counted memory; sizes allow for that")
+        summary.append(f"a real step took {found.confirmed:.2f} times the counted memory; sizes allow for that")
     return {"bins": rows, "summary": summary, "key": dict(found.key) if found else None}
 
 

@@ -25,7 +25,7 @@ from manyvoice.train.objective import ctc
 from manyvoice.train.profile import Profile
 from manyvoice.types import Seconds
 
-COUNTED = "counted at one and two utterances, one real step to confirm"
+COUNTED = "counted on small batches, two real steps to confirm"
 TRIED = "real steps until one ran out of memory"
 
 

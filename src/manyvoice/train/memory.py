@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from manyvoice.errors import UsageError
 from manyvoice.models.anatomy import family_of
 from manyvoice.models.batchnorm import discard
-from manyvoice.train.accounting import peak_bytes, resident, resident_peak
+from manyvoice.train.accounting import peak_bytes, release, resident, resident_peak
 from manyvoice.train.distributed import CHUNK_BYTES
 from manyvoice.train.objective import Objective
 from manyvoice.types import Batch, Frames
@@ -33,9 +33,11 @@ from manyvoice.types import Batch, Frames
 # As in NeMo's OOMptimizer: the bracket's width, and where the first search starts.
 TOLERANCE, START = 0.05, 32
 # A step to confirm what was counted should not keep anybody waiting.
-_CONFIRM_SECONDS = 15.0
-# Shapes whose bytes are counted before a polynomial in T and U may stand for the others.
-_ENOUGH_SHAPES, _FIT_WITHIN = 9, 0.01
+_CONFIRM_SECONDS = 8.0
+# Shapes whose bytes are counted before a polynomial may stand for the others.
+_ENOUGH_SHAPES, _FIT_WITHIN = 9, 0.02
+# Counted batches take so many times what a step of next to nothing takes, or are as large as this.
+_ABOVE, _MOST_COUNTED = 3.0, 64
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "cufft_internal_error")
 
 
@@ -209,18 +211,20 @@ class Counted:
 
 
 def fit_by_counting(trial: Trial, shapes: Sequence[Shape], counts: Sequence[int], limit: int) -> Counted:
-    """The most utterances B of each shape with resident + a + b B <= limit bytes, a and b counted at B = 1 and 2.
+    """The most utterances B of each shape with resident + a + b B <= limit bytes; a and b from counts of small batches.
 
-    Where there are many shapes, b and a of some are fitted by c0 + c1 T + c2 T^2 + c3 U + c4 T U, if that is within 1 %
-    of what two further ones count; otherwise all are counted. One real step at the size found then says how much more
-    than the counted bytes a step takes, and all sizes are corrected by that.
+    Where there are many shapes, some are counted and a and b of all are fitted by c1 T + c2 E + c3 E^2 + c4 E U, with
+    E the encoder's frames; if that misses any that was counted, or two that were kept apart, by more than 2 %, all are
+    counted. One real step at the size found then says how much more
+    than the counted bytes a step takes, and all sizes are corrected by that: a general allocator keeps freed blocks
+    that fit nothing else, about half as much again.
 
     Raises: UsageError if one utterance of a shape does not fit.
     """
     smallest = min(shapes, key=lambda s: s.frames)
     trial.run(smallest, 1)  # the optimiser's state is there from now on
+    release()
     base = resident()
-    started = time.perf_counter()
     ab_S2 = _bytes_per_shape(trial, shapes)
     confirmed, factor = None, 1.0
     for _ in range(2):
@@ -231,7 +235,7 @@ def fit_by_counting(trial: Trial, shapes: Sequence[Shape], counts: Sequence[int]
                 raise _nothing_fits(shape, shapes, limit)
         predicted = [a + b * n for n, (a, b) in zip(sizes, ab_S2, strict=True)]
         if confirmed is None:
-            confirmed = _confirm(trial, shapes, sizes, predicted, base, time.perf_counter() - started)
+            confirmed = _confirm(trial, shapes, sizes, predicted, base)
             factor = max(1.0, confirmed or 1.0)
     return Counted(sizes=sizes, bytes_of=[round(base + factor * p) for p in predicted], confirmed=confirmed)
 
@@ -239,16 +243,29 @@ def fit_by_counting(trial: Trial, shapes: Sequence[Shape], counts: Sequence[int]
 def _bytes_per_shape(trial: Trial, shapes: Sequence[Shape]) -> np.ndarray:
     """a and b of every shape, S 2."""
 
+    # while a batch is small its peak is the optimiser's, which knows nothing of the batch
+    floor = peak_bytes(lambda: trial.run(min(shapes, key=lambda s: s.frames), 1))
+
     def count(shape: Shape) -> tuple[float, float]:
-        one, two = (peak_bytes(lambda n=n: trial.run(shape, n)) for n in (1, 2))  # type: ignore[misc]
-        return float(2 * one - two), float(two - one)
+        def peak(n: int) -> int:
+            return peak_bytes(lambda: trial.run(shape, n))
+
+        size, one = 1, peak(1)
+        while one < _ABOVE * floor and size < _MOST_COUNTED:
+            size *= 2
+            one = peak(size)
+        each = (peak(2 * size) - one) / size
+        return one - size * each, each
 
     if len(shapes) <= _ENOUGH_SHAPES:
         return np.asarray([count(s) for s in shapes])
+    family = family_of(trial.model)
     T, U = (np.asarray([getattr(s, name) for s in shapes], dtype=float) for name in ("frames", "tokens"))
+    E = np.asarray([family.encoder_frames(trial.model, Frames(s.frames)) for s in shapes], dtype=float)
     chosen = _spread(T, U)
     counted = np.asarray([count(shapes[k]) for k in chosen])
-    features = np.stack([np.ones_like(T), T, T**2, U, T * U], axis=1) / np.asarray([1, 1e3, 1e6, 1e2, 1e5])
+    features = np.stack([T, E, E**2, E * U], axis=1)
+    features /= features.max(0)
     known = chosen[:-2]
     weight = 1.0 / counted[:-2, 1:]  # relative errors count
     ab_S2: np.ndarray = features @ np.linalg.lstsq(features[known] * weight, counted[:-2] * weight, rcond=None)[0]
@@ -268,19 +285,21 @@ def _spread(T: np.ndarray, U: np.ndarray) -> list[int]:
 
 
 def _confirm(
-    trial: Trial, shapes: Sequence[Shape], sizes: Sequence[int], predicted: Sequence[float], base: int, counting: float
+    trial: Trial, shapes: Sequence[Shape], sizes: Sequence[int], predicted: Sequence[float], base: int
 ) -> float | None:
-    """Measured over predicted bytes of one real step, of the bin that takes most among those that are quick."""
-    largest = max(range(len(shapes)), key=lambda k: predicted[k])
-    shape, size = shapes[largest], sizes[largest]
-    started = time.perf_counter()
-    trial.run(shape, 1)
-    each = time.perf_counter() - started
-    size = max(1, min(size, int(_CONFIRM_SECONDS / each)))
-    one = (predicted[largest], sizes[largest])
-    expected = one[0] * size / one[1]
-    measured = resident_peak(lambda: trial.run(shape, size))
-    return None if measured is None else (measured - base) / expected
+    """Measured over predicted bytes of real steps, of the longest bin and of the shortest; the larger counts."""
+    ratios = []
+    for k in (max(range(len(shapes)), key=lambda k: shapes[k].frames), 0):
+        started = time.perf_counter()
+        trial.run(shapes[k], 1)
+        each = time.perf_counter() - started
+        size = max(1, min(sizes[k], int(_CONFIRM_SECONDS / each)))
+        release()
+        measured = resident_peak(lambda k=k, size=size: trial.run(shapes[k], size))  # type: ignore[misc]
+        if measured is None:
+            return None
+        ratios.append((measured - base) / (predicted[k] * size / sizes[k]))
+    return max(ratios)
 
 
 def _nothing_fits(shape: Shape, shapes: Sequence[Shape], limit: int | None = None) -> UsageError:
