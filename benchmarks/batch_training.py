@@ -143,8 +143,8 @@ def one(bench: Bench, arm: str, seed: int) -> None:
         frames_padded=round(waste.frame_padding, 4), tokens_padded=round(waste.token_padding, 4),
         mean_seconds=round(waste.audio_seconds / waste.steps, 2), step_seconds=round(waste.seconds / waste.steps, 4),
         audio_per_second=round(waste.audio_seconds / waste.seconds, 2), train_seconds=round(waste.seconds, 1),
-        updates_per_epoch=round(waste.steps / max(1, round(lines[-1]["epoch"]))), minutes=round(minutes, 2), peak_mib=round(lines[-1]["memory_mib"]),
-        careless_count=count, curve=curve(lines),
+        updates_per_epoch=round(waste.steps / max(1, round(lines[-1]["epoch"]))),
+        minutes=round(minutes, 2), peak_mib=round(lines[-1]["memory_mib"]), careless_count=count, curve=curve(lines),
     )  # fmt: skip
 
 

@@ -265,3 +265,19 @@ def test_bench_lists_its_questions_and_refuses_others(manyvoice: Command) -> Non
     done = manyvoice("bench", "nonsense", cwd=Path(__file__).parents[2])
     assert done.returncode == 2
     assert "there are" in done.stderr
+
+
+def test_profile_of_a_run_file_and_of_a_run(trained: Path, tones: Path, tmp_path: Path, manyvoice: Command) -> None:
+    found = document(manyvoice("profile", trained, "--json"))
+    assert sum(row["steps"] for row in found["bins"]) >= 1
+    assert any("of label columns" in line for line in found["summary"])
+    run = tmp_path / "run.yaml"
+    run.write_text(f"output: {tmp_path / 'out'}\ncorpus: {{train: {tones}}}\ntokenizer: {{kind: characters}}\n")
+    small = "model.settings={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}"
+    done = manyvoice("profile", run, small, "--memory", "2GiB")
+    assert done.returncode == 0, done.stderr
+    assert "bound by" in done.stdout and "updates an epoch" in done.stdout
+    assert not (tmp_path / "out").exists()
+    refused = manyvoice("profile", run, small, "--memory", "plenty")
+    assert refused.returncode == 2
+    assert "must be an amount such as 8GiB" in refused.stderr

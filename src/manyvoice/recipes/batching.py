@@ -86,8 +86,17 @@ def keep_strict(bins: Bins, corpus: Corpus, tokens_N: np.ndarray, *, skip_bad: b
     return np.setdiff1d(np.arange(len(corpus)), rejected)
 
 
-def sizes_of(config: BatchConfig, bins: Bins, counts: Sequence[int], measure: Measure) -> Sizes:
-    """As many as fit, or as ``batch.seconds`` says, but so that an epoch has its updates."""
+def sizes_of(
+    config: BatchConfig,
+    bins: Bins,
+    counts: Sequence[int],
+    measure: Measure,
+    steps: Callable[[tuple[int, ...]], int],
+) -> Sizes:
+    """As many as fit, or as ``batch.seconds`` says, but so that an epoch has its updates.
+
+    Args: steps: that an epoch has with such sizes.
+    """
     if config.seconds is not None:
         return Sizes(
             used=sizes_for(bins, Seconds(config.seconds)),
@@ -96,13 +105,22 @@ def sizes_of(config: BatchConfig, bins: Bins, counts: Sequence[int], measure: Me
             source=f"batch.seconds = {config.seconds:g}",
         )
     fit, how = measure(bins)
-    cap = seconds_for_updates(bins, counts, config.updates, accumulate=config.accumulate) if config.updates else None
-    if config.updates and cap is None:
-        cap = Seconds(bins.edges[0])
-    used = fit if cap is None else tuple(min(a, b) for a, b in zip(fit, sizes_for(bins, cap), strict=True))
+    cap: float | None = None
+    used = fit
+    if config.updates:
+        cap = seconds_for_updates(bins, counts, config.updates, accumulate=config.accumulate) or bins.edges[0]
+        used = _at_most(fit, bins, cap)
+        # neighbours fill their batches better than bins do, so there may be fewer of them
+        while (found := steps(used)) < config.updates and max(used) > 1:
+            cap *= min(0.99, found / config.updates)
+            used = _at_most(fit, bins, cap)
     binds = cap is not None and used != fit
     source = how + (f"; {config.updates} updates an epoch leave {cap:.1f} s a batch" if binds else "")
     return Sizes(used=used, fit=fit, updates_seconds=cap if binds else None, source=source)
+
+
+def _at_most(fit: tuple[int, ...], bins: Bins, seconds: float) -> tuple[int, ...]:
+    return tuple(min(a, b) for a, b in zip(fit, sizes_for(bins, Seconds(seconds)), strict=True))
 
 
 def make_plan(

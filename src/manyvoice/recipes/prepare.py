@@ -201,9 +201,15 @@ def plan_batches(
     counts = np.bincount(bins.assign(train.durations_N, tokens_N), minlength=len(bins)).tolist()
     # neighbours of one shape may come from several bins
     most = counts if run.batch.layout == "bins" else [len(train)] * len(bins)
-    sizes = batching.sizes_of(run.batch, bins, counts, lambda b: measure(recogniser, b, most))
+
+    def plan_with(used: Sequence[int]) -> Plan:
+        return batching.make_plan(run, train, tokens_N, bins, used, augment)
+
+    sizes = batching.sizes_of(
+        run.batch, bins, counts, lambda b: measure(recogniser, b, most), lambda used: plan_with(used).steps(0)
+    )
     watcher.note(f"batches: {sizes.source}")
-    return train, tokens, batching.make_plan(run, train, tokens_N, bins, sizes.used, augment), sizes
+    return train, tokens, plan_with(sizes.used), sizes
 
 
 def _keep_split(folder: Path, corpora: Corpora) -> None:
