@@ -45,7 +45,7 @@ from manyvoice.recipes.watch import Silent
 from manyvoice.train.distributed import start
 from manyvoice.train.metrics import read_metrics
 
-ARMS = ("careless", "bins", "neighbourhood")
+ARMS = ("careless", "neighbourhood", "bins")
 # clips of a string and how many strings: most are short, a few are long, as in every corpus of found speech
 LENGTHS = (((1, 3), 1500), ((4, 8), 400), ((10, 16), 90), ((18, 24), 30))
 MODEL = {
@@ -96,7 +96,7 @@ def settings(bench: Bench, seed: int, output: Path, batch: dict[str, Any]) -> di
         "augment": {"freq_masks": 0, "time_masks": 0},
         "batch": {"memory": memory(bench), **batch},
         "optimizer": {"lr": 6e-4, "warmup": 0.2},
-        "train": {"epochs": 1 if bench.toy else int(bench.option("epochs", "6")), "threads": 1},
+        "train": {"epochs": 1 if bench.toy else int(bench.option("epochs", "12")), "threads": 1},
     }
 
 

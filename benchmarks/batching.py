@@ -27,7 +27,7 @@ from manyvoice.data.manifest import open_corpus
 from manyvoice.data.plan import Plan
 from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import Aim, Bench
-from manyvoice.train.accounting import resident
+from manyvoice.train.accounting import large_blocks_apart, resident
 from manyvoice.train.distributed import start
 from manyvoice.train.memory import Shape, Trial, fit_by_counting
 from manyvoice.train.objective import ctc
@@ -69,7 +69,8 @@ def run(bench: Bench) -> None:
     limit = resident() + 2**29 if bench.toy else LIMIT
     for name, (d, u) in corpora.items():
         bench.watcher.note(f"{name}: {len(d)} utterances, {d.sum() / 3600:.1f} h")
-        ladder(bench, measured(name, d, u, limit))
+        # a small corpus in much memory would be a handful of batches
+        ladder(bench, measured(name, d, u, limit if len(d) > 100_000 else resident() + 2**29))
     planning(bench, 20_000 if bench.toy else 5_000_000)
     newest = bench.find(corpus="long-tailed pairs", batching="neighbourhood")[-1]
     plan = bench.find(kind="planning")[-1]
@@ -113,6 +114,7 @@ def measured(name: str, d: np.ndarray, u: np.ndarray, limit: int) -> Pairs:
         start("fp32", cpu=True), bins=80,
     )  # fmt: skip
     shapes = [Shape(frames=round(100 * s), tokens=t) for s, t in bins.cells]
+    large_blocks_apart()
     base = resident()
     found = fit_by_counting(trial, shapes, [len(d)] * len(bins), limit)
     each = (np.asarray(found.bytes_of) - base) / np.asarray(found.sizes)

@@ -44,10 +44,10 @@ def neighbourhoods(
         room = int(capacity(durations_N[longest : longest + 1], tokens_N[longest : longest + 1])[0])
         width = _width(order[start:], room, durations_N, tokens_N)
         length = max(1, round(room * width * (phase if start == 0 else 1.0)))
-        strip = _cut(order[start : start + length], durations_N, tokens_N, capacity, rng)
+        strip = _cut(order[start : start + length], width, durations_N, tokens_N, capacity, rng)
         # a strip runs down or up its tokens, so that neighbours in the list are neighbours in the plane
         found += strip if len(found) % 2 else strip[::-1]
-        start += length
+        start += sum(map(len, strip))
     return found
 
 
@@ -70,19 +70,25 @@ def _width(rest: np.ndarray, room: int, durations_N: np.ndarray, tokens_N: np.nd
 
 
 def _cut(
-    strip: np.ndarray, durations_N: np.ndarray, tokens_N: np.ndarray, capacity: Capacity, rng: np.random.Generator
+    strip: np.ndarray,
+    parts: int,
+    durations_N: np.ndarray,
+    tokens_N: np.ndarray,
+    capacity: Capacity,
+    rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """A strip's utterances by tokens, in as few batches of equal size as fit."""
-    strip = strip[_shaken(tokens_N[strip] + 1.0, 0.5 / max(1, len(strip)) ** 0.5, rng)]
-    worst = durations_N[strip].max()
-    parts = 1
+    """The strip, or as much of its beginning as fits, by tokens in parts of equal size."""
     while True:
-        cut = [part for part in np.array_split(strip, parts) if len(part)]
-        rooms = capacity(np.full(len(cut), worst), np.asarray([tokens_N[part].max() for part in cut]))
+        part_of = strip[_shaken(tokens_N[strip] + 1.0, 0.5 / max(1, len(strip)) ** 0.5, rng)]
+        cut = [part for part in np.array_split(part_of, min(parts, len(strip))) if len(part)]
+        rooms = capacity(
+            np.asarray([durations_N[part].max() for part in cut]), np.asarray([tokens_N[part].max() for part in cut])
+        )
         short = max(len(part) / int(room) for part, room in zip(cut, rooms, strict=True))
         if short <= 1.0:
             return cut
-        parts = max(parts + 1, min(int(np.ceil(parts * short)), len(strip)))
+        # what is left over begins the next strip: full batches cost less than one more that is not
+        strip = strip[: max(1, min(len(strip) - 1, int(len(strip) / short)))]
 
 
 def _shaken(values: np.ndarray, by: float, rng: np.random.Generator) -> np.ndarray:

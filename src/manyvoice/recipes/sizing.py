@@ -19,7 +19,7 @@ from manyvoice.errors import UsageError
 from manyvoice.recipes.ready import make_optimizer, ready
 from manyvoice.recipes.watch import Watcher
 from manyvoice.train import profile
-from manyvoice.train.accounting import available
+from manyvoice.train.accounting import available, large_blocks_apart
 from manyvoice.train.memory import Counted, Shape, Trial, cuda_limit, fit_by_counting, fits_on_cuda, search
 from manyvoice.train.objective import ctc
 from manyvoice.train.profile import Profile
@@ -46,6 +46,7 @@ class Sizer:
         Raises: UsageError if one utterance does not fit, or for more memory than an accelerator has.
         """
         ready(recogniser.model, self.run, self.accelerator)
+        large_blocks_apart()
         key = key_of(recogniser, bins, counts, self.run, self.accelerator)
         known = None if self.again else profile.find(key)
         self.profile = known or self._measure(recogniser, bins, counts, key)

@@ -8,7 +8,7 @@ output/events/         TensorBoard               output/cache/         features
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
@@ -26,9 +26,10 @@ from manyvoice.models import batchnorm
 from manyvoice.recipes.card import Provenance, write_card
 from manyvoice.recipes.prepare import feed, prepare, unaugmented
 from manyvoice.recipes.ready import learning_rate, make_optimizer, ready
-from manyvoice.recipes.sizing import Sizer
+from manyvoice.recipes.sizing import Sizer, limit_of
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train import distributed
+from manyvoice.train.accounting import large_blocks_apart, release, resident
 from manyvoice.train.checkpoint import Keeper, Kept, Loaded, average, load
 from manyvoice.train.interrupt import Interrupt
 from manyvoice.train.limits import Limits, Version
@@ -167,9 +168,11 @@ class Training:
         if self.place.epoch >= settings.epochs:
             return
         pace = Pace(settings.epochs)
+        within = self._within_memory()
         log_file = MetricsLog(self.output, resume_at=self.place.step) if self.main else nullcontext()
         with Interrupt() as interrupt, log_file as metrics:
             for log in fit(step, self._batches, self.place, epochs=settings.epochs):
+                within()
                 line: dict[str, Any] = pace.line(log)
                 if self.limits.versions:
                     line["plan_version"] = len(self.limits.versions)
@@ -188,6 +191,14 @@ class Training:
                         f"stopped by {interrupt.asked or 'another rank'} after step {self.place.step}; a checkpoint is "
                         f"written, and the same command goes on from there"
                     )
+
+    def _within_memory(self) -> Callable[[], None]:
+        """On a CPU, what gives freed memory back when the process holds more than it may; asked after each step."""
+        if self.accelerator.device.type == "cuda":
+            return lambda: None
+        large_blocks_apart()
+        limit = limit_of(self.config)
+        return lambda: release() if resident() > limit else None
 
     def _due(self, every: int) -> bool:
         """Whether something that happens every so many steps, or with 0 every epoch, happens now."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -90,9 +91,24 @@ def resident_peak(work: Callable[[], object]) -> int | None:
 
 def release() -> None:
     """Give freed memory back to the system where the allocator can be told to, as glibc's can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def large_blocks_apart() -> None:
+    """Have glibc map blocks of 4 MiB and more one by one, so that they go back to the system when they are freed.
+
+    Batches of ever new shapes otherwise leave a heap of holes: measured, 1,000 steps of a 0.7 M model grew from 1.3 to
+    2.1 GiB. Left alone, glibc raises its threshold to 32 MiB by itself. Below 1 MiB mapping costs time.
+    """
+    option = _glibc("mallopt")
+    if option is not None:
+        option(_M_MMAP_THRESHOLD, 4 * 2**20)
+
+
+def _glibc(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def available() -> int:
