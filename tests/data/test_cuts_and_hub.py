@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 import pickle
 import shutil
 import tarfile
@@ -21,16 +19,7 @@ from manyvoice.types import Seconds
 
 Wav = Callable[..., Path]
 Row = Mapping[str, object]
-
-
-def lines(path: Path, rows: Sequence[Row | str]) -> Path:
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text, encoding="utf-8")
-    return path
+Lines = Callable[[Path, Sequence[Row | str]], Path]
 
 
 # --- lhotse -------------------------------------------------------------------------------------------------------
@@ -52,7 +41,7 @@ def cut(name: str, *, source: Row | None = None, **more: object) -> dict[str, ob
 
 
 @pytest.mark.parametrize("name", ["cuts.jsonl", "cuts.jsonl.gz"])
-def test_a_cut_manifest_is_known_by_its_content(wav: Wav, tmp_path: Path, name: str) -> None:
+def test_a_cut_manifest_is_known_by_its_content(wav: Wav, tmp_path: Path, name: str, lines: Lines) -> None:
     wav("a.wav", seconds=1.0)
     corpus = open_corpus(lines(tmp_path / name, [cut("a"), cut("a", id="a-part", start=0.25, duration=0.5)]))
     whole, part = corpus
@@ -63,14 +52,14 @@ def test_a_cut_manifest_is_known_by_its_content(wav: Wav, tmp_path: Path, name: 
     assert len(part.audio.read()) == 8000
 
 
-def test_several_supervisions_are_joined_in_time(tmp_path: Path) -> None:
+def test_several_supervisions_are_joined_in_time(tmp_path: Path, lines: Lines) -> None:
     one = cut("a")
     said = [{"start": 0.6, "text": "world", "speaker": "x"}, {"start": 0.1, "text": "hello", "speaker": "y"}]
     u = open_corpus(lines(tmp_path / "c.jsonl", [{**one, "supervisions": said}]))[0]
     assert (u.text, u.speaker) == ("hello world", None)
 
 
-def test_one_channel_of_a_telephone_call(tmp_path: Path) -> None:
+def test_one_channel_of_a_telephone_call(tmp_path: Path, lines: Lines) -> None:
     soundfile.write(tmp_path / "a.wav", np.stack([np.full(800, 0.5), np.full(800, -0.25)], axis=1), 16_000)
     one = cut("a", channel=1, duration=0.05)
     recording = {**dict(one["recording"]), "channel_ids": [0, 1]}  # type: ignore[call-overload]
@@ -90,18 +79,18 @@ def test_one_channel_of_a_telephone_call(tmp_path: Path) -> None:
         ({"supervisions": 3}, "supervisions = 3: must be a list"),
     ],
 )
-def test_cuts_that_would_compute_something_are_refused(tmp_path: Path, bad: Row, message: str) -> None:
+def test_cuts_that_would_compute_something_are_refused(tmp_path: Path, bad: Row, message: str, lines: Lines) -> None:
     corpus = open_corpus(lines(tmp_path / "c.jsonl", [cut("a"), cut("b", **bad)]))  # type: ignore[arg-type]
     with pytest.raises(CorpusError, match=rf"c\.jsonl:2: {message}"):
         corpus[1]
 
 
-def test_recordings_alone_are_no_corpus(tmp_path: Path) -> None:
+def test_recordings_alone_are_no_corpus(tmp_path: Path, lines: Lines) -> None:
     with pytest.raises(CorpusError, match="is a recording or supervision of lhotse; join the two to cuts"):
         open_corpus(lines(tmp_path / "r.jsonl", [dict(cut("a")["recording"])]))  # type: ignore[call-overload]
 
 
-def shar(folder: Path, shards: int = 2) -> Path:
+def shar(folder: Path, lines: Lines, shards: int = 2) -> Path:
     folder.mkdir()
     for s in range(shards):
         cuts = [cut(f"{s}{k}", source={"type": "shar", "channels": [0], "source": ""}, duration=0.5) for k in range(3)]
@@ -117,8 +106,8 @@ def shar(folder: Path, shards: int = 2) -> Path:
     return folder
 
 
-def test_a_shar_folder_is_read_in_any_order(tmp_path: Path) -> None:
-    corpus = open_corpus(shar(tmp_path / "shar"))
+def test_a_shar_folder_is_read_in_any_order(tmp_path: Path, lines: Lines) -> None:
+    corpus = open_corpus(shar(tmp_path / "shar", lines))
     assert [u.id for u in corpus] == ["00", "01", "02", "10", "11", "12"]
     assert corpus[4].where.endswith("shar/cuts.000001.jsonl.gz:2")
     for i in (5, 0, 3):
@@ -128,8 +117,8 @@ def test_a_shar_folder_is_read_in_any_order(tmp_path: Path) -> None:
     assert corpus[0].audio.info() == (0.5, 16_000, 1)
 
 
-def test_a_shar_folder_whose_parts_disagree_is_refused(tmp_path: Path) -> None:
-    folder = shar(tmp_path / "shar")
+def test_a_shar_folder_whose_parts_disagree_is_refused(tmp_path: Path, lines: Lines) -> None:
+    folder = shar(tmp_path / "shar", lines)
     shutil.copy(folder / "recording.000000.tar", tmp_path / "x.tar")
     (folder / "recording.000000.tar").unlink()
     with pytest.raises(CorpusError, match=r"cuts\.000000\.jsonl\.gz:1: .*recording\.000000\.tar cannot be read"):

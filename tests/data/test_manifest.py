@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import pickle
@@ -23,16 +22,7 @@ from manyvoice.types import Seconds
 
 Wav = Callable[..., Path]
 Row = Mapping[str, object]
-
-
-def lines(path: Path, rows: Sequence[Row | str]) -> Path:
-    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(text.encode()))
-    else:
-        path.write_text(text, encoding="utf-8")
-    return path
+Lines = Callable[[Path, Sequence[Row | str]], Path]
 
 
 def row(name: str = "a.wav", **more: object) -> dict[str, object]:
@@ -47,7 +37,7 @@ def spoken(id: str = "a", duration: float = 1.0, text: str = "hello", **more: st
 # --- NeMo ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_becomes_an_utterance(wav: Wav, tmp_path: Path) -> None:
+def test_a_row_becomes_an_utterance(wav: Wav, tmp_path: Path, lines: Lines) -> None:
     wav("sub/a.wav", seconds=0.5)
     path = lines(tmp_path / "train.jsonl", [row("sub/a.wav", speaker=7, lang="en", label="x", age=6, note=None)])
     corpus = open_corpus(path)
@@ -68,7 +58,7 @@ def test_blank_lines_count_in_messages_but_not_as_rows(tmp_path: Path) -> None:
     assert corpus[1].where.endswith("m.json:4")
 
 
-def test_an_offset_makes_a_segment_and_is_part_of_the_id(wav: Wav, tmp_path: Path) -> None:
+def test_an_offset_makes_a_segment_and_is_part_of_the_id(wav: Wav, tmp_path: Path, lines: Lines) -> None:
     wav("a.wav", seconds=1.0)
     u, whole = open_corpus(lines(tmp_path / "m.jsonl", [row(offset=0.25), row()]))
     assert (u.id, whole.id) == ("a@0.25", "a")
@@ -76,7 +66,7 @@ def test_an_offset_makes_a_segment_and_is_part_of_the_id(wav: Wav, tmp_path: Pat
     assert u.audio.info().duration == 0.75
 
 
-def test_a_missing_duration_is_read_from_the_header(wav: Wav, tmp_path: Path) -> None:
+def test_a_missing_duration_is_read_from_the_header(wav: Wav, tmp_path: Path, lines: Lines) -> None:
     wav("a.wav", seconds=0.75)
     rows = [{"audio_filepath": "a.wav", "text": "x"}, {"audio_filepath": "a.wav", "text": "x", "offset": 0.5}]
     corpus = open_corpus(lines(tmp_path / "m.jsonl", [*rows, {"audio_filepath": "gone.wav", "text": "x"}]))
@@ -109,19 +99,19 @@ def test_a_missing_duration_is_read_from_the_header(wav: Wav, tmp_path: Path) ->
         ('{"text": "\\ud800"}', "is not UTF-8 text"),
     ],
 )
-def test_a_malformed_row_says_where_what_and_how(tmp_path: Path, bad: Row | str, message: str) -> None:
+def test_a_malformed_row_says_where_what_and_how(tmp_path: Path, bad: Row | str, message: str, lines: Lines) -> None:
     corpus = open_corpus(lines(tmp_path / "m.jsonl", [row(id="good"), bad, row(id="too")]))
     with pytest.raises(CorpusError, match=message):
         corpus[1]
     assert (corpus[0].id, corpus[2].id) == ("good", "too")
 
 
-def test_text_may_be_left_out_where_a_label_is_the_target(tmp_path: Path) -> None:
+def test_text_may_be_left_out_where_a_label_is_the_target(tmp_path: Path, lines: Lines) -> None:
     u = open_corpus(lines(tmp_path / "m.jsonl", [{"path": "a.wav", "duration": 1, "label": 3}]))[0]
     assert (u.text, u.label) == ("", "3")
 
 
-def test_ids_and_fingerprint_stay_when_the_corpus_moves(wav: Wav, tmp_path: Path) -> None:
+def test_ids_and_fingerprint_stay_when_the_corpus_moves(wav: Wav, tmp_path: Path, lines: Lines) -> None:
     wav("old/a.wav")
     path = lines(tmp_path / "old/m.jsonl", [row("./a.wav"), row(str(tmp_path / "old/a.wav"), offset=0.1)])
     before = open_corpus(path)
@@ -134,7 +124,7 @@ def test_ids_and_fingerprint_stay_when_the_corpus_moves(wav: Wav, tmp_path: Path
 
 
 @pytest.mark.parametrize("change", ["id", "duration", "text", "speaker", "label"])
-def test_the_fingerprint_sees_every_field(tmp_path: Path, change: str) -> None:
+def test_the_fingerprint_sees_every_field(tmp_path: Path, change: str, lines: Lines) -> None:
     one = row(id="a", speaker="s", label="l")
     two = {**one, change: 0.6 if change == "duration" else "other"}
     a, b = (open_corpus(lines(tmp_path / f"{k}.jsonl", [r])) for k, r in enumerate([one, two]))
@@ -142,7 +132,7 @@ def test_the_fingerprint_sees_every_field(tmp_path: Path, change: str) -> None:
     assert a.fingerprint == open_corpus(lines(tmp_path / "c.jsonl", [{**one, "mood": "x"}])).fingerprint
 
 
-def test_a_manifest_that_changes_while_in_use_is_noticed(tmp_path: Path) -> None:
+def test_a_manifest_that_changes_while_in_use_is_noticed(tmp_path: Path, lines: Lines) -> None:
     path = lines(tmp_path / "m.jsonl", [row(id="a"), row(id="b")])
     corpus = open_corpus(path)
     lines(path, [row(id="a"), row(id="b"), row(id="c")])
@@ -150,7 +140,7 @@ def test_a_manifest_that_changes_while_in_use_is_noticed(tmp_path: Path) -> None
         corpus[1]
 
 
-def test_gzip_is_read_like_plain_text_and_damage_is_named(tmp_path: Path) -> None:
+def test_gzip_is_read_like_plain_text_and_damage_is_named(tmp_path: Path, lines: Lines) -> None:
     rows = [row(id=str(i)) for i in range(1000)]
     corpus = open_corpus(lines(tmp_path / "m.jsonl.gz", rows))
     assert [u.id for u in corpus] == [r["id"] for r in rows]
@@ -163,7 +153,7 @@ def test_gzip_is_read_like_plain_text_and_damage_is_named(tmp_path: Path) -> Non
             open_corpus(tmp_path / f"{name}.jsonl.gz")
 
 
-def test_opening_parses_one_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_parses_one_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: Lines) -> None:
     path = lines(tmp_path / "m.jsonl", [row(id=str(i)) for i in range(500)])
     parsed: list[int] = []
     loads = json.loads
@@ -212,7 +202,7 @@ def test_a_table_names_bad_numbers_and_missing_headers(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.text(st.characters(codec="utf-8", exclude_characters="\0\r")), st.booleans()), max_size=8))
 def test_any_text_comes_back_from_csv_and_json(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bool]]
+    tmp_path_factory: pytest.TempPathFactory, lines: Lines, rows: list[tuple[str, bool]]
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
     with (folder / "m.csv").open("w", encoding="utf-8", newline="") as file:
@@ -254,7 +244,7 @@ def test_librispeech_transcripts(wav: Wav, tmp_path: Path) -> None:
         corpus[1]
 
 
-def test_a_folder_with_manifests_asks_for_one(tmp_path: Path) -> None:
+def test_a_folder_with_manifests_asks_for_one(tmp_path: Path, lines: Lines) -> None:
     lines(tmp_path / "dev.jsonl", [row()])
     lines(tmp_path / "train.jsonl.gz", [row()])
     with pytest.raises(CorpusError, match=r"manifests dev\.jsonl, train\.jsonl\.gz; name the one you mean"):
@@ -275,7 +265,7 @@ def test_specs_that_name_nothing_are_refused(tmp_path: Path) -> None:
         open_corpus(tmp_path / "empty")
 
 
-def test_a_list_joins_and_plus_joins(tmp_path: Path) -> None:
+def test_a_list_joins_and_plus_joins(tmp_path: Path, lines: Lines) -> None:
     a = lines(tmp_path / "a.jsonl", [row(id="a"), row(id="b")])
     b = lines(tmp_path / "b.jsonl", [row(id="c")])
     joined = open_corpus([a, str(b)])
@@ -339,7 +329,7 @@ def test_splits_that_cannot_be_are_refused() -> None:
         corpus.split(by="mood")
 
 
-def test_writing_keeps_everything_and_overwrites_only_when_told(wav: Wav, tmp_path: Path) -> None:
+def test_writing_keeps_everything_and_overwrites_only_when_told(wav: Wav, tmp_path: Path, lines: Lines) -> None:
     wav("in/a.wav")
     rows = [row(speaker="s", label="l", locale="en", mood="x", channel=0), row(offset=0.1, duration=0.2)]
     corpus = open_corpus(lines(tmp_path / "in/m.jsonl", rows))
@@ -391,7 +381,7 @@ def _texts(corpus: Corpus) -> list[str]:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_workers_read_the_same_rows(tmp_path: Path, method: str) -> None:
+def test_workers_read_the_same_rows(tmp_path: Path, method: str, lines: Lines) -> None:
     plain = lines(tmp_path / "m.jsonl", [row(id=str(i), text=f"t{i}") for i in range(300)])
     packed = lines(tmp_path / "m.jsonl.gz", [row(id=str(i), text=f"t{i}") for i in range(300)])
     corpus = open_corpus([plain, packed])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from manyvoice.data.padding import PaddingMeter, Waste, padding_of
+from manyvoice.data.padding import PaddingMeter, Waste, careless_padding, padding_of
 from manyvoice.types import Batch
 
 
@@ -50,3 +51,10 @@ def test_rows_of_a_batch_are_padded_no_more_than_they_need() -> None:
     part = batch.rows(1, 3)
     assert (part.features_BTF.shape, part.tokens_BU.shape, part.ids) == ((2, 30, 4), (2, 3), ("1", "2"))
     assert batch.rows(0, 3) is batch
+
+
+def test_random_batches_pad_to_their_longest() -> None:
+    assert careless_padding(np.full(40, 3.0), 4) == pytest.approx(0.0)
+    assert careless_padding(np.asarray([1.0, 3.0]), 2) == pytest.approx(1 - 4 / 6)
+    durations = np.random.default_rng(0).lognormal(0, 0.8, 5000)
+    assert 0.5 < careless_padding(durations, 16) < 0.8

@@ -1,4 +1,5 @@
 import html
+import math
 import re
 
 import pytest
@@ -71,7 +72,20 @@ def test_nothing_said():
 def test_lines_fill_and_segments_follow():
     found = segments(evenly("aaa bbb ccc ddd eee"), SubtitleOptions(max_chars=7, max_lines=2))
     assert [segment.lines for segment in found] == [("aaa bbb", "ccc ddd"), ("eee",)]
-    assert [(segment.start, segment.end) for segment in found] == [(0.0, 2.0), (2.0, 2.5)]
+    assert [(segment.start, segment.end) for segment in found] == [(0.0, 2.0), (2.0, pytest.approx(2.0 + 5 / 6))]
+
+
+def test_a_word_of_one_frame_stays_long_enough_to_be_read():
+    (short,) = segments(say(("yes", 1.0, 1.04)))
+    assert (short.start, short.end) == (1.0, pytest.approx(1.0 + 5 / 6))
+    (long,) = segments(say(("a" * 34, 1.0, 1.04)))
+    assert long.end == pytest.approx(1.0 + 34 / 17)
+    (limited,) = segments(say(("a" * 34, 1.0, 1.04)), SubtitleOptions(max_seconds=Seconds(1.5)))
+    assert limited.end == 2.5
+    one, two = segments(say(("yes", 0.0, 0.04), ("no", 0.5, 0.54)), SubtitleOptions(max_chars=3, max_lines=1))
+    assert (one.end, two.end) == (0.5, pytest.approx(0.5 + 5 / 6))
+    (bare,) = segments(say(("yes", 1.0, 1.04)), SubtitleOptions(min_seconds=Seconds(0), chars_per_second=math.inf))
+    assert bare.end == 1.04
 
 
 def test_a_pause_ends_a_segment():
@@ -102,7 +116,8 @@ def test_a_line_break_in_a_word_cannot_break_the_file():
 
 
 def test_a_cue_of_no_length_lasts_a_millisecond():
-    assert "00:00:01.000 --> 00:00:01.001" in to_vtt(segments(say(("a", 1, 1))))
+    none = SubtitleOptions(min_seconds=Seconds(0), chars_per_second=math.inf)
+    assert "00:00:01.000 --> 00:00:01.001" in to_vtt(segments(say(("a", 1, 1)), none))
 
 
 @given(
@@ -127,7 +142,7 @@ def test_what_is_written_is_what_was_said(spoken, max_chars, max_lines):
         assert all(len(line) <= max_chars or " " not in line for line in segment.lines)
         one_word = sum(len(line.split()) for line in segment.lines) == 1
         assert one_word or segment.end - segment.start <= options.max_seconds + 1e-6
-    expected = [(pytest.approx(s.start, abs=1e-6), pytest.approx(s.end, abs=1e-6), s.lines) for s in found]
+    expected = [(pytest.approx(s.start, abs=5.1e-4), pytest.approx(s.end, abs=5.1e-4), s.lines) for s in found]
     assert parse(to_srt(found), ",") == expected
     vtt = [(start, end, tuple(map(html.unescape, lines))) for start, end, lines in parse(to_vtt(found), ".")]
     assert vtt == expected
@@ -146,3 +161,9 @@ def test_times_out_of_order_are_refused(words):
 def test_limits_must_let_something_through(field):
     with pytest.raises(DecodeError, match=rf"SubtitleOptions\.{field} must be .* but is 0"):
         SubtitleOptions(**{field: 0})
+
+
+@pytest.mark.parametrize("field", ["min_seconds", "chars_per_second"])
+def test_a_segment_is_held_for_a_sensible_time(field):
+    with pytest.raises(DecodeError, match=rf"SubtitleOptions\.{field} must be .* but is -1"):
+        SubtitleOptions(**{field: -1})

@@ -17,7 +17,7 @@ import numpy as np
 Capacity = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 # What padding of tokens costs beside padding of frames: the model's body sees frames only.
-TOKENS_WEIGHT = 0.42
+TOKENS_WEIGHT = 0.6
 # How far durations are shaken, in widths of a strip: more mixes batches better and pads more.
 SHAKE = 0.05
 _WIDTHS = np.asarray([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64])

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
+
 from manyvoice.types import Batch
 
 
@@ -83,6 +85,13 @@ class PaddingMeter:
     def epochs(self) -> list[int]:
         """Those that were seen, ascending."""
         return sorted({e for e, _ in self._found})
+
+
+def careless_padding(durations_N: np.ndarray, utterances: float, seed: int = 0) -> float:
+    """Share of padded frames if batches of so many utterances on average were drawn at random."""
+    order = np.random.default_rng(seed).permutation(len(durations_N))
+    batches = np.array_split(durations_N[order], max(1, round(len(durations_N) / utterances)))
+    return 1.0 - float(durations_N.sum()) / float(sum(len(b) * b.max() for b in batches))
 
 
 def _sum(parts: Iterable[Waste]) -> Waste:

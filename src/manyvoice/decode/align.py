@@ -39,7 +39,11 @@ class Alignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """A word in time; confidence is the mean posterior over the frames of its tokens, 0 to 1."""
+    """A word in time; confidence is the mean posterior over the frames of its tokens, 0 to 1.
+
+    Times are where the model emits the word's tokens. A CTC model emits each in a frame or two, with blanks between,
+    so a word of one token spans a frame (40 ms, say) of the longer time for which it is spoken.
+    """
 
     text: str
     start: Seconds

@@ -1,7 +1,12 @@
-"""Words in time as subtitles: SubRip (.srt) and WebVTT (https://www.w3.org/TR/webvtt1/)."""
+"""Words in time as subtitles: SubRip (.srt) and WebVTT (https://www.w3.org/TR/webvtt1/).
+
+A CTC model says a token in one frame or two, at its most certain, so a word of one token may span 40 ms. The times of
+words stay as they are; a segment stays on the screen longer than its words, long enough to be read (`segments`).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,17 +22,23 @@ ROUNDING = 1e-6
 class SubtitleOptions:
     """When a segment ends. A single word is never split, whatever the limits.
 
+    The defaults are those of Netflix's Timed Text Style Guide for English templates.
+
     Args:
-        max_chars: characters in a line; 42, and two lines, as in Netflix's timed text guide for English.
+        max_chars: characters in a line.
         max_lines: lines in a segment.
-        max_seconds: from the first word's start to the last word's end; 7 s, from the same guide.
-        pause: silence between two words, in seconds, that ends a segment.
+        max_seconds: from the first word's start to the last word's end.
+        pause: silence between two words, in seconds, that ends a segment; 0.8 s is ours.
+        min_seconds: on the screen after the last word's start; 0 does not hold a segment.
+        chars_per_second: reading speed, spaces counted; infinity does not hold a segment.
     """
 
     max_chars: int = 42
     max_lines: int = 2
     max_seconds: Seconds = Seconds(7.0)
     pause: Seconds = Seconds(0.8)
+    min_seconds: Seconds = Seconds(5 / 6)
+    chars_per_second: float = 17.0
 
     def __post_init__(self) -> None:
         for name, least in (("max_chars", 1), ("max_lines", 1)):
@@ -36,6 +47,10 @@ class SubtitleOptions:
         for name in ("max_seconds", "pause"):
             if not getattr(self, name) > 0:
                 raise DecodeError(f"SubtitleOptions.{name} must be above 0 seconds, but is {getattr(self, name)}")
+        if not 0 <= self.min_seconds < math.inf:
+            raise DecodeError(f"SubtitleOptions.min_seconds must be 0 or more seconds, but is {self.min_seconds}")
+        if not self.chars_per_second > 0:
+            raise DecodeError(f"SubtitleOptions.chars_per_second must be above 0, but is {self.chars_per_second}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +63,11 @@ class Segment:
 
 
 def segments(words: Sequence[Word], options: SubtitleOptions | None = None) -> list[Segment]:
-    """Words gathered into segments, each as long as the options allow.
+    """Words gathered into segments, each as long as the options allow, and held long enough to be read.
+
+    A segment ends with its last word, or later: ``min_seconds`` after that word's start, or when all its characters
+    have been read at ``chars_per_second``. Holding it never takes it past the start of the next segment, nor past
+    ``max_seconds``.
 
     Raises: DecodeError if a word ends before it starts, or starts before the one in front of it.
     """
@@ -62,10 +81,11 @@ def segments(words: Sequence[Word], options: SubtitleOptions | None = None) -> l
             groups.append([word])
     found = []
     for n, group in enumerate(groups):
-        end = max(word.end for word in group)
+        lines = _lines(group, options.max_chars)
+        end = _held(group, lines, options)
         # Two segments are never on the screen at once, even if their words overlap.
         end = min(end, groups[n + 1][0].start) if n + 1 < len(groups) else end
-        found.append(Segment(start=group[0].start, end=end, lines=_lines(group, options.max_chars)))
+        found.append(Segment(start=group[0].start, end=end, lines=lines))
     return found
 
 
@@ -90,7 +110,7 @@ def to_vtt(segments: Sequence[Segment]) -> str:
 def _check_order(words: Sequence[Word]) -> None:
     before = Seconds(0.0)
     for n, word in enumerate(words):
-        if not before <= word.start <= word.end < float("inf"):
+        if not before <= word.start <= word.end < math.inf:
             raise DecodeError(
                 f"words[{n}] is {word.text!r} from {word.start} to {word.end} s, but must end after it starts"
                 f" and start at or after {before} s; sort the words by their start"
@@ -104,6 +124,14 @@ def _fits(words: Sequence[Word], options: SubtitleOptions) -> bool:
         return False
     lines = _lines(words, options.max_chars)
     return len(lines) <= options.max_lines and all(len(line) <= options.max_chars for line in lines)
+
+
+def _held(words: Sequence[Word], lines: Sequence[str], options: SubtitleOptions) -> Seconds:
+    """When the last word has ended and all has been read."""
+    start, end = words[0].start, max(word.end for word in words)
+    read = start + len(" ".join(lines)) / options.chars_per_second
+    wanted = max(end, words[-1].start + options.min_seconds, read)
+    return Seconds(max(end, min(wanted, start + options.max_seconds)))
 
 
 def _lines(words: Sequence[Word], max_chars: int) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,7 @@ from manyvoice.config import RunConfig
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.decode.evaluate import Evaluation, evaluate
 from manyvoice.decode.recogniser import Recogniser
-from manyvoice.errors import ManyvoiceError, ModelError
+from manyvoice.errors import ManyvoiceError, ModelError, WorkError
 from manyvoice.models.anatomy import parameter_count
 from manyvoice.recipes.prepare import Corpora
 from manyvoice.recipes.watch import Silent, Watcher
@@ -106,7 +107,10 @@ def versions() -> dict[str, str]:
 def write_card(
     folder: Path, recogniser: Recogniser, provenance: Provenance, corpora: Corpora, watcher: Watcher | None = None
 ) -> dict[str, Any]:
-    """Measure the saved model on dev and test and write both files; returns what ``manyvoice.json`` holds."""
+    """Measure the saved model on dev and test and write both files; returns what ``manyvoice.json`` holds.
+
+    Raises: WorkError if the files cannot be written; then neither is there in part.
+    """
     watcher = watcher or Silent()
     saved = Recogniser.load(folder, device=str(recogniser.device))
     results = {}
@@ -122,9 +126,25 @@ def write_card(
         **asdict(provenance),
         "results": results,
     }
-    (folder / CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_readme(card, folder.parent.name), encoding="utf-8")
+    _write(folder / "README.md", _readme(card, folder.parent.name))
+    # last: who finds it finds all that belongs to the model
+    _write(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return card
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that is whole whenever it is there."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise WorkError(
+            f"{path}: cannot be written ({error}); the model beside it is whole and its checkpoints are kept; free "
+            "space or make the folder writable, then run the same command again"
+        ) from error
 
 
 def read_card(folder: Path) -> dict[str, Any]:

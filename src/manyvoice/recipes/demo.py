@@ -9,12 +9,14 @@ from typing import Any, final
 
 from manyvoice.config import RunConfig, make_run
 from manyvoice.data.manifest import Corpus, open_corpus
+from manyvoice.data.padding import PaddingMeter, careless_padding
 from manyvoice.data.synth import SynthSpec, synthesise_splits
 from manyvoice.errors import UsageError
 from manyvoice.recipes.card import read_card
 from manyvoice.recipes.train import train
 from manyvoice.recipes.transcribe import transcribe
 from manyvoice.recipes.watch import Silent, Watcher
+from manyvoice.train.metrics import read_metrics
 
 # A model of under a million parameters and digit strings: learned in two minutes on one core.
 _MODEL = {
@@ -70,6 +72,12 @@ def demo(
     model = train(run_of(folder, parts, epochs), watcher=watcher, command="manyvoice demo")
     seconds["train"], started = _lap(started)
     test = open_corpus(parts["test"])
+    waste = PaddingMeter(read_metrics(folder / "run")).total()
+    random = careless_padding(open_corpus(parts["train"]).durations_N, waste.utterances / waste.steps)
+    watcher.note(
+        f"        padding was {waste.frame_padding:.1%} of all frames; batches of as many drawn at random would have "
+        f"had {random:.0%}"
+    )
     wer = float(read_card(model)["results"]["test"]["wer"])
     watcher.note(f"3 of 4  {wer:.1%} of the words of {len(test)} unheard phrases are wrong")
     watcher.note("4 of 4  three of them, transcribed")
@@ -97,7 +105,7 @@ def run_of(folder: Path, parts: dict[str, Path], epochs: int) -> RunConfig:
             "tokenizer": {"kind": "words", "size": 100},
             "model": {"settings": _MODEL},
             # short batches: the plateau at the start is a matter of steps
-            "batch": {"seconds": 14, "bins": 5},
+            "batch": {"seconds": 14},
             "augment": {"freq_masks": 0, "time_masks": 0},
             "optimizer": {"lr": 6e-4, "warmup": 0.2},
             "train": {"epochs": epochs},

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from manyvoice.config import RunConfig
-from manyvoice.data.padding import PaddingMeter, Waste
+from manyvoice.data.padding import PaddingMeter, Waste, careless_padding
 from manyvoice.data.plan import Plan
 from manyvoice.errors import UsageError
 from manyvoice.recipes.prepare import build_recogniser, open_corpora, plan_batches, trainable
@@ -38,11 +38,12 @@ def profile_of_run(run: RunConfig, watcher: Watcher, *, again: bool = False) -> 
             row |= {"MiB": round(found.bytes_of[k] / 2**20)} if found.bytes_of else {}
         rows.append({**row, "padded s": round(size * seconds, 1)})
     waste = expected_waste(plan)
+    careless = careless_padding(plan.durations_N, len(plan) / waste.steps, plan.seed)
     summary = [
         f"sizes: {sizes.source}",
         f"{plan.steps(0)} updates an epoch, {float(train.durations_N.sum()) / plan.steps(0):.0f} s of speech each",
         f"padding to expect: {waste.frame_padding:.1%} of frames, {waste.token_padding:.1%} of label columns; batches "
-        f"of as many drawn at random would have {careless_waste(plan).frame_padding:.0%} of frames",
+        f"of as many drawn at random would have {careless:.0%} of frames",
     ]
     if found is not None and found.confirmed is not None:
         summary.append(f"a real step took {found.confirmed:.2f} times the counted memory; sizes allow for that")
@@ -107,13 +108,6 @@ def profile_of_folder(folder: Path) -> dict[str, Any]:
 def expected_waste(plan: Plan, epoch: int = 0) -> Waste:
     """Padding of an epoch, from durations and tokens alone: seconds stand for frames."""
     return _waste_of([micro for step in plan.epoch(epoch) for micro in step], plan)
-
-
-def careless_waste(plan: Plan) -> Waste:
-    """Padding if batches of as many utterances on average were drawn at random."""
-    micro = [m for step in plan.epoch(0) for m in step]
-    order = np.random.default_rng(plan.seed).permutation(len(plan))
-    return _waste_of(np.array_split(order, len(micro)), plan)
 
 
 def _waste_of(micro: list[np.ndarray], plan: Plan) -> Waste:
