@@ -1,6 +1,7 @@
 """What careless batches cost in real training: the same model, data, updates and memory; only batches differ.
 
-    manyvoice bench batch_training seeds=0,1,2      three arms, each seed
+    manyvoice bench batch_training seeds=0,1,2      three arms, each seed, from one model that is past its plateau
+    manyvoice bench batch_training start=nothing    three arms from random weights: see below
     manyvoice bench batch_training part=ranks       1 -> 2 -> 1 processes in mid-epoch: what was trained on
 
 Real digits joined to strings of 1 to 24 clips with a long tail. *careless*: random utterances, the largest count of
@@ -8,6 +9,9 @@ which the worst batch fits into the memory. *bins* and *neighbourhood*: sizes me
 as many updates an epoch as careless makes, so that the arms differ in padding and not in how often weights move. Peak
 memory is the process's own. Every arm has BatchNorm without padding; its batch statistics do depend on which
 utterances share a batch.
+
+When a run from random weights leaves the plateau where it says nothing is chance, and larger than what batches do to
+accuracy. So all arms start from one model, trained for a while on the short strings alone in batches of its own.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ MODEL = {
     "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384,
     "subsampling_factor": 4, "subsampling_conv_channels": 16,
 }  # fmt: skip
+KINDS = {"warm": "training", "nothing": "training from nothing"}
 CAREFUL, TWICE, HALF = "neighbourhood", 2.0, 0.5
 
 
@@ -62,7 +67,7 @@ def run(bench: Bench) -> None:
     else:
         for seed in map(int, bench.option("seeds", "0").split(",")):
             for arm in ARMS:
-                one(bench, arm, seed)
+                one(bench, arm, seed, bench.option("start", "warm"))
     aims(bench)
 
 
@@ -84,20 +89,34 @@ def corpora(bench: Bench) -> tuple[list[Path], Path]:
     return parts, test
 
 
-def settings(bench: Bench, seed: int, output: Path, batch: dict[str, Any]) -> dict[str, Any]:
+def settings(bench: Bench, seed: int, output: Path, batch: dict[str, Any], base: Path | None = None) -> dict[str, Any]:
     """The run file of all arms but for ``batch``."""
     parts, _ = corpora(bench)
+    shape = MODEL | ({"num_hidden_layers": 1, "hidden_size": 16} if bench.toy else {})
     return {
         "output": str(output),
         "seed": seed,
         "corpus": {"train": [str(p) for p in parts], "dev_share": 0.05, "licence": "CC-BY-SA-4.0"},
         "tokenizer": {"kind": "words", "size": 100},
-        "model": {"settings": MODEL | ({"num_hidden_layers": 1, "hidden_size": 16} if bench.toy else {})},
+        "model": {"settings": shape} if base is None else {"base": str(base), "freeze_batchnorm": False},
         "augment": {"freq_masks": 0, "time_masks": 0},
         "batch": {"memory": memory(bench), **batch},
         "optimizer": {"lr": 6e-4, "warmup": 0.2},
-        "train": {"epochs": 1 if bench.toy else int(bench.option("epochs", "12")), "threads": 1},
+        "train": {"epochs": 1 if bench.toy else int(bench.option("epochs", "5")), "threads": 1},
     }
+
+
+def warm(bench: Bench) -> Path:
+    """The model that all arms start from."""
+    output = bench.work / "runs" / "warm"
+    if not (output / "model" / "manyvoice.json").exists():
+        made = settings(bench, 0, output, {"seconds": 14})
+        made["corpus"]["train"] = made["corpus"]["train"][:1]
+        made["train"]["epochs"] = 1 if bench.toy else 6
+        path = bench.work / "warm.yaml"
+        path.write_text(json.dumps(made), encoding="utf-8")
+        manyvoice("train", path)
+    return output / "model"
 
 
 def memory(bench: Bench) -> str:
@@ -116,10 +135,12 @@ def careless_count(bench: Bench) -> int:
     return sizes[-1]
 
 
-def one(bench: Bench, arm: str, seed: int) -> None:
+def one(bench: Bench, arm: str, seed: int, start_from: str) -> None:
     """One row: an arm trained in a process of its own."""
-    if bench.find(arm=arm, seed=seed, kind="training"):
+    kind = KINDS[start_from]
+    if bench.find(arm=arm, seed=seed, kind=kind):
         return
+    base = warm(bench) if start_from == "warm" else None
     parts, test = corpora(bench)
     rows = open_corpus([str(p) for p in parts])
     count = careless_count(bench)
@@ -128,9 +149,9 @@ def one(bench: Bench, arm: str, seed: int) -> None:
     batch: dict[str, Any] = {"layout": arm, "updates": updates}
     if arm == "careless":
         batch = {"layout": "bins", "bins": 1, "token_bins": 1, "seconds": count * longest * 1.0001}
-    output = bench.work / "runs" / f"{arm}-{seed}"
-    path = bench.work / f"{arm}-{seed}.yaml"
-    path.write_text(json.dumps(settings(bench, seed, output, batch)), encoding="utf-8")
+    output = bench.work / "runs" / f"{start_from}-{arm}-{seed}"
+    path = bench.work / f"{start_from}-{arm}-{seed}.yaml"
+    path.write_text(json.dumps(settings(bench, seed, output, batch, base)), encoding="utf-8")
     started = time.perf_counter()
     manyvoice("train", path)
     minutes = (time.perf_counter() - started) / 60
@@ -138,7 +159,7 @@ def one(bench: Bench, arm: str, seed: int) -> None:
     waste = PaddingMeter(lines).total()
     found = evaluate(Recogniser.load(output / "model"), open_corpus(test))
     bench.row(
-        seed=seed, kind="training", arm=arm, wer=found.words.rate, errors=errors_of(found.words),
+        seed=seed, kind=kind, arm=arm, wer=found.words.rate, errors=errors_of(found.words),
         words=[c.reference for c in found.words.counts],
         frames_padded=round(waste.frame_padding, 4), tokens_padded=round(waste.token_padding, 4),
         mean_seconds=round(waste.audio_seconds / waste.steps, 2), step_seconds=round(waste.seconds / waste.steps, 4),

@@ -41,3 +41,20 @@ def test_kills(data: Path, tmp_path: Path) -> None:
     (row,) = found["rows"]
     assert row["kills"] == row["identical"] == 3
     assert found["aims"][0]["holds"]
+
+
+@pytest.mark.slow
+def test_batch_training(data: Path, tmp_path: Path) -> None:
+    found = toy("batch_training", tmp_path)
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert set(rows) == {"careless", "neighbourhood", "bins"}
+    assert rows["bins"]["frames_padded"] < rows["careless"]["frames_padded"]
+    assert {len(row["errors"]) for row in rows.values()} == {24}
+
+
+@pytest.mark.slow
+def test_batching(data: Path, tmp_path: Path) -> None:
+    found = toy("batching", tmp_path)
+    rows = [row for row in found["rows"] if row.get("corpus") == "long-tailed pairs"]
+    padded = {row["batching"]: row["frames_padded"] for row in rows}
+    assert padded["neighbourhood"] < padded["random"] and padded["2-D"] < padded["random"]
