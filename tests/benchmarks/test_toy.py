@@ -58,3 +58,11 @@ def test_batching(data: Path, tmp_path: Path) -> None:
     rows = [row for row in found["rows"] if row.get("corpus") == "long-tailed pairs"]
     padded = {row["batching"]: row["frames_padded"] for row in rows}
     assert padded["neighbourhood"] < padded["random"] and padded["2-D"] < padded["random"]
+
+
+@pytest.mark.slow
+def test_batch_search(tmp_path: Path) -> None:
+    found = toy("batch_search", tmp_path)
+    (cell,) = [row for row in found["rows"] if row["kind"] == "cell"]
+    assert 0 < cell["found"] <= 2 * cell["fits"] and cell["peak_of_limit"] > 0.3
+    assert found["aims"][1]["measured"] >= 0
