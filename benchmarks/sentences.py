@@ -4,6 +4,8 @@
     manyvoice bench sentences arms=synthetic,both epochs=6
     manyvoice bench sentences arms=both-characters-digits epochs=2 lr=4e-4 seconds=30
                                                    starts from the encoder that `manyvoice bench digits` has trained
+    manyvoice bench sentences arms=real-characters-both epochs=12 lr=4e-4 seconds=30
+                                                   goes on from the arm before, on the real speech alone
     manyvoice bench sentences report=both          the one look at the reporting speakers, by the chosen arm
 
 Of the 125 training speakers of the accented corpus 25, drawn by seed 0, choose; the 65 speakers of its dev part report,
@@ -117,6 +119,9 @@ def train_arm(bench: Bench, arm: str, real: Path, choosing: Path) -> None:
     model: dict[str, Any] = {"settings": settings}
     if origin == "digits":
         model = {"base": str(bench.work.parent / "digits" / "seen" / "run" / "model"), "new_vocabulary": True}
+    if origin == "both":
+        # the voices of a synthesiser have left their mark on the norms' statistics too
+        model = {"base": str(bench.work / "runs" / "both-characters-digits-2" / "model"), "freeze_batchnorm": False}
     output = bench.work / "runs" / f"{arm}-{epochs}"
     config = make_run(
         {
