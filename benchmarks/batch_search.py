@@ -26,7 +26,7 @@ from manyvoice.recipes.bench import Aim, Bench
 from manyvoice.train.accounting import large_blocks_apart, release, resident, resident_peak
 from manyvoice.train.distributed import start
 from manyvoice.train.memory import Shape, Trial, bracket, fit_by_counting
-from manyvoice.train.objective import ctc
+from manyvoice.train.objective import ctc, one_pass
 from manyvoice.train.optim import build_optimizer
 from manyvoice.train.profile import parse_bytes
 
@@ -100,7 +100,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     large_blocks_apart()
     model, _ = build_model("tiny", asked["settings"], vocabulary=257, blank=256)
     trial = Trial(
-        model, ctc, lambda: build_optimizer(model.named_parameters(), "adamw", 4e-4, 0.01, (0.9, 0.98), 1e-8),
+        model, one_pass(ctc), lambda: build_optimizer(model.named_parameters(), "adamw", 4e-4, 0.01, (0.9, 0.98), 1e-8),
         start("fp32", cpu=True), bins=80,
     )  # fmt: skip
     limit = parse_bytes(asked["limit"])

@@ -30,7 +30,7 @@ from manyvoice.recipes.bench import Aim, Bench
 from manyvoice.train.accounting import large_blocks_apart, resident
 from manyvoice.train.distributed import start
 from manyvoice.train.memory import Shape, Trial, fit_by_counting
-from manyvoice.train.objective import ctc
+from manyvoice.train.objective import ctc, one_pass
 from manyvoice.train.optim import build_optimizer
 from manyvoice.types import Seconds
 
@@ -110,7 +110,7 @@ def measured(name: str, d: np.ndarray, u: np.ndarray, limit: int) -> Pairs:
     bins = plane_bins(d, u, *GRID)
     model, _ = build_model("tiny", {}, vocabulary=257, blank=256)
     trial = Trial(
-        model, ctc, lambda: build_optimizer(model.named_parameters(), "adamw", 4e-4, 0.01, (0.9, 0.98), 1e-8),
+        model, one_pass(ctc), lambda: build_optimizer(model.named_parameters(), "adamw", 4e-4, 0.01, (0.9, 0.98), 1e-8),
         start("fp32", cpu=True), bins=80,
     )  # fmt: skip
     shapes = [Shape(frames=round(100 * s), tokens=t) for s, t in bins.cells]

@@ -120,6 +120,28 @@ class OptimizerConfig(_Section):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 
 
+class ElasticConfig(_Section):
+    """One run for many sizes: with this section the model is trained as a supernet, and its sizes come out beside it.
+
+    Args:
+        sizes: shares of the largest model's multiply-accumulates in the encoder's layers, 1 among them.
+        others: subnets that a step trains beside the largest; with 1, in turn the smallest and a random one.
+        named: share of random draws that are one of the sizes; the others are any uniform subnet between them.
+        distill: what the others learn from the largest of the same step: adaptive alpha-divergence, KL, or nothing.
+        hard: share of the labels in what they learn from.
+        dropout: rates follow the kept width.
+        sandwich: without it a step trains one size alone.
+    """
+
+    sizes: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.55, 0.4, 0.25]
+    others: Positive = 1
+    named: Share = 0.5
+    distill: Literal["alpha", "kl", "none"] = "alpha"
+    hard: Share = 0.5
+    dropout: bool = True
+    sandwich: bool = True
+
+
 class TrainConfig(_Section):
     """How long, how precise, and what is kept. ``every`` counts steps; 0 is once an epoch."""
 
@@ -146,6 +168,7 @@ class RunConfig(_Section):
     augment: AugmentConfig = AugmentConfig()
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    elastic: ElasticConfig | None = None
     train: TrainConfig = TrainConfig()
 
     def fingerprint(self) -> str:
@@ -160,6 +183,8 @@ class RunConfig(_Section):
             settings["train"].pop(name)
         for name in ("memory", "fraction"):  # a run may go on where there is less of it
             settings["batch"].pop(name)
+        if self.elastic is None:
+            settings.pop("elastic")
         return settings
 
     def to_yaml(self) -> str:
@@ -245,9 +270,10 @@ def _fields_at(parts: Sequence[str]) -> list[str]:
     section: Any = RunConfig
     for part in parts:
         field = section.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if section is None:
             return []
-        section = field.annotation
     return sorted(section.model_fields)
 
 
@@ -262,6 +288,10 @@ def _across(run: RunConfig) -> list[Mistake]:
         )
     if run.model.base is None and run.model.new_vocabulary:
         mistakes.append(Mistake("model.new_vocabulary", True, "is for a base", "set model.base, or drop it"))
+    if run.elastic is not None and (len(set(run.elastic.sizes)) < 2 or 1.0 not in run.elastic.sizes):
+        mistakes.append(
+            Mistake("elastic.sizes", run.elastic.sizes, "must be 1 and smaller shares", "give [1.0, 0.5, 0.25]")
+        )
     low, high = run.augment.snr_db
     if low > high:
         mistakes.append(Mistake("augment.snr_db", [low, high], "must be low, high", f"give [{high}, {low}]"))

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.sizes import Grid
+from manyvoice.elastic.subnet import Subnet, whole
 from manyvoice.models.anatomy import (
     Anatomy,
     Component,
@@ -227,6 +230,28 @@ def test_padding_never_changes_an_answer(family: Family, model: PreTrainedModel,
         if not training:
             alone = family.logits(model, family.encode(model, x[b : b + 1, : len_B[b]], len_B[b : b + 1]))
             torch.testing.assert_close(tight.x[b, :n], alone.x[0], atol=1e-12, rtol=1e-12)
+
+
+def test_any_component_can_be_dropped_and_comes_back(family: Family, model: PreTrainedModel) -> None:
+    elastic = Elastic(model)
+    features, len_B = torch.randn(2, 40, 80, dtype=torch.float64), torch.tensor([40, 23])
+
+    def answer() -> Tensor:
+        return family.logits(model, family.encode(model, features, len_B)).x
+
+    everything, before = whole(elastic.anatomy), answer()
+    for component in elastic.anatomy.components:
+        gone = {c.name for c in elastic.anatomy.components if c.name.startswith(component.name)}
+        with elastic.at(Subnet(name="less", kept=everything.kept - gone)):
+            less = answer()
+        assert less.shape == before.shape and not torch.equal(less, before), component.name
+        assert torch.equal(answer(), before)
+
+
+def test_uniform_subnets_shrink_the_costs_that_are_claimed(family: Family, model: PreTrainedModel) -> None:
+    grid = Grid(model, family)
+    shares = [grid.share(grid.subnet(shape, "")) for shape in grid.shapes()]
+    assert max(shares) == pytest.approx(1.0) and min(shares) < 0.5 and len(set(shares)) > 3
 
 
 def test_a_second_family_of_the_same_name_is_refused() -> None:

@@ -15,7 +15,7 @@ from manyvoice.models import batchnorm
 from manyvoice.models.parakeet import FAMILY, PRESETS
 from manyvoice.train.distributed import start
 from manyvoice.train.limits import Limits, Version
-from manyvoice.train.objective import Loss, ctc
+from manyvoice.train.objective import Loss, ctc, one_pass
 from manyvoice.train.optim import build_optimizer
 from manyvoice.train.schedule import build_schedule
 from manyvoice.train.step import Place, PlainStep
@@ -66,7 +66,9 @@ def step_of(model: Any, objective: Any, limits: Limits | None = None) -> tuple[P
     """A step, and where the gradients that the optimiser is given will be."""
     optimizer = build_optimizer(model.named_parameters(), "adamw", 1e-3, 0.0, (0.9, 0.98), 1e-8)
     schedule = build_schedule("constant", lr=1e-3, total_steps=10, warmup_steps=0)
-    step = PlainStep(model, objective, optimizer, schedule, start("fp32", cpu=True), clip=None, seed=0, limits=limits)
+    step = PlainStep(
+        model, one_pass(objective), optimizer, schedule, start("fp32", cpu=True), clip=None, seed=0, limits=limits
+    )
     found: dict[str, torch.Tensor] = {}
 
     def keep(*_: Any, **__: Any) -> None:

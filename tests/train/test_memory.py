@@ -25,7 +25,7 @@ from manyvoice.train.memory import (
     out_of_memory,
     search,
 )  # fmt: skip
-from manyvoice.train.objective import ctc
+from manyvoice.train.objective import ctc, one_pass
 from manyvoice.train.optim import build_optimizer
 
 SETTINGS = dict(PRESETS["tiny"]) | {
@@ -114,7 +114,7 @@ def trial_of(model: Any, name: str = "adamw", ranks: int = 1, objective: Any = c
     def make() -> torch.optim.Optimizer:
         return build_optimizer(model.named_parameters(), name, 1e-3, 0.0, (0.9, 0.98), 1e-8)
 
-    return Trial(model, objective, make, start("fp32", cpu=True), bins=80, ranks=ranks)
+    return Trial(model, one_pass(objective), make, start("fp32", cpu=True), bins=80, ranks=ranks)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "scaledadam"])

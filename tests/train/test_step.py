@@ -18,7 +18,7 @@ from manyvoice.models import batchnorm
 from manyvoice.models.parakeet import FAMILY, PRESETS
 from manyvoice.train.distributed import start
 from manyvoice.train.loop import fit
-from manyvoice.train.objective import Loss, ctc, ctc_per_utterance
+from manyvoice.train.objective import Loss, ctc, ctc_per_utterance, one_pass
 from manyvoice.train.optim import build_optimizer
 from manyvoice.train.schedule import build_schedule
 from manyvoice.train.step import Place, PlainStep, stream_seed
@@ -71,7 +71,7 @@ def batch_of(frames: list[int], tokens: list[list[int]], seed: int = 0) -> Batch
 def step_of(model: Any, **options: Any) -> PlainStep:
     optimizer = build_optimizer(model.named_parameters(), "adamw", 1e-3, 0.0, (0.9, 0.98), 1e-8)
     schedule = build_schedule("constant", lr=1e-3, total_steps=10, warmup_steps=0)
-    return PlainStep(model, ctc, optimizer, schedule, start("fp32", cpu=True), clip=None, seed=0, **options)
+    return PlainStep(model, one_pass(ctc), optimizer, schedule, start("fp32", cpu=True), clip=None, seed=0, **options)
 
 
 def gradients(model: Any, micro: list[Batch]) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -147,7 +147,7 @@ def test_a_gradient_that_is_not_finite_is_never_applied(model: Any) -> None:
         nothing = (next(net.parameters()).sum() * 0).sqrt()  # a root of nothing has no slope
         return Loss(loss.total + nothing, loss.weight)
 
-    step.objective = objective
+    step.passes = one_pass(objective)
     with torch.no_grad():
         before = [p.clone() for p in model.parameters()]
     with pytest.raises(WorkError, match=r"the gradient is nan at step 0 on u0"):

@@ -19,6 +19,7 @@ def evaluate(
     lm: Annotated[Path | None, typer.Option(help="N-gram language model (ARPA) for the beam.")] = None,
     lm_weight: Annotated[float, typer.Option(help="Weight of the language model.")] = 0.5,
     by: Annotated[str | None, typer.Option(help="A table by speaker, label, language, or a field of the rows.")] = None,
+    size: Annotated[str | None, typer.Option(help="One of a supernet's sizes, such as 55.")] = None,
     hypotheses: Annotated[Path | None, typer.Option(help="Write reference and hypothesis of each row here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
@@ -29,10 +30,10 @@ def evaluate(
     from manyvoice.data.manifest import open_corpus
     from manyvoice.decode.evaluate import beam_to_texts, group_of
     from manyvoice.decode.evaluate import evaluate as run_evaluation
-    from manyvoice.decode.recogniser import Recogniser
+    from manyvoice.recipes.sizes import load_size
     from manyvoice.recipes.transcribe import build_beam
 
-    recogniser = Recogniser.load(model)
+    recogniser = load_size(model, size)
     corpus = open_corpus(manifest)
     decoder = None
     if beam > 1 or lm is not None:

@@ -27,6 +27,7 @@ def transcribe(
     hotword: Annotated[
         list[str] | None, typer.Option(help="A word or phrase to favour, as text or text=bonus.")
     ] = None,
+    size: Annotated[str | None, typer.Option(help="One of a supernet's sizes, such as 55.")] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave unreadable sounds out, listed and counted.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
@@ -34,14 +35,14 @@ def transcribe(
 
     Example: manyvoice transcribe runs/mine/model talk.wav --format srt
     """
-    from manyvoice.decode.recogniser import Recogniser
     from manyvoice.recipes import transcribe as recipe
+    from manyvoice.recipes.sizes import load_size
     from manyvoice.types import Seconds
 
     wanted = recipe.form_named(form)
     if not longest > 0:
         raise UsageError(f"--longest = {longest}: must be seconds above 0; 30 is usual")
-    recogniser = Recogniser.load(model)
+    recogniser = load_size(model, size)
     decoder = None
     if beam > 1 or lm is not None or hotword:
         decoder = recipe.build_beam(recogniser, beam=beam, lm=lm, lm_weight=lm_weight, hotwords=hotword or [])

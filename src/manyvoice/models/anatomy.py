@@ -215,6 +215,34 @@ class Family(ABC):
     def prepare_training(self, model: PreTrainedModel) -> None:  # noqa: B027 - a hook that most families leave empty
         """Change what stock code gets wrong in training, keeping every parameter's name."""
 
+    def resized(self, part: nn.Module, kind: ComponentKind, kept: int) -> Mapping[str, object]:
+        """Attributes that a part's code reads, as they must be when that many of its units are kept."""
+        return {}
+
+    def dropouts(self, kind: ComponentKind) -> tuple[str, ...]:
+        """Attributes of a part with such units that are dropout rates of what the units compute."""
+        return ()
+
+    def stub(self, kind: ComponentKind) -> nn.Module:
+        """What stands for a part that is dropped as a whole: it adds nothing to the residual stream."""
+        return Absent()
+
+    def shaped(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+        """A model of these tensors, some of ``model``'s cut smaller and its layers renumbered, which a folder can hold.
+
+        Raises: ModelError for a family whose folders hold no other shape than the whole.
+        """
+        raise ModelError(f"{self.name} models cannot be written in other sizes; run the whole model narrowed")
+
+
+class Absent(nn.Module):
+    """A part that is not there: zero, whatever comes in."""
+
+    def forward(self, *inputs: Tensor, **more: Tensor) -> Tensor:
+        """A scalar zero of the input's type."""
+        x = next(v for v in (*inputs, *more.values()) if isinstance(v, Tensor))
+        return x.new_zeros(())
+
 
 _REGISTERED: list[Family] = []
 

@@ -14,6 +14,7 @@ the number of ranks. Parameters and buffers keep their names: the saved folder i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -33,6 +34,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.mask_BT: Tensor | None = None
         self.frozen = False
+        self.recording = True
         self.pending: list[tuple[Tensor, Tensor]] = []  # mean and unbiased variance of each micro-batch of the step
 
     @classmethod
@@ -64,9 +66,10 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             n = mask_B1T.sum()
             mean_D = (x * mask_B1T).sum((0, 2)) / n
             var_D = ((x - mean_D[:, None]).square() * mask_B1T).sum((0, 2)) / n
-        with torch.no_grad():
-            unbiased_D = var_D * n / (n - 1).clamp(min=1)
-            self.pending.append((mean_D.detach().clone(), unbiased_D.detach()))
+        if self.recording:
+            with torch.no_grad():
+                unbiased_D = var_D * n / (n - 1).clamp(min=1)
+                self.pending.append((mean_D.detach().clone(), unbiased_D.detach()))
         scale_D = self.weight * torch.rsqrt(var_D + self.eps)
         shift_D = self.bias - mean_D * scale_D
         return (x * scale_D[:, None] + shift_D[:, None]).to(x_BDT.dtype)
@@ -81,6 +84,19 @@ def freeze(model: nn.Module, frozen: bool = True) -> None:
     """Normalise with the running statistics in training too, and leave them alone."""
     for norm in masked_norms(model):
         norm.frozen = frozen
+
+
+@contextmanager
+def unrecorded(model: nn.Module) -> Iterator[None]:
+    """Inside, batches are normalised as ever but leave nothing behind: a subnet's are not the whole model's."""
+    norms = list(masked_norms(model))
+    for norm in norms:
+        norm.recording = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.recording = True
 
 
 def discard(model: nn.Module) -> None:

@@ -12,11 +12,12 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from transformers import ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetForCTC, PreTrainedModel
+from transformers import AutoModelForCTC, ParakeetCTCConfig, ParakeetEncoderConfig, ParakeetForCTC, PreTrainedModel
 
 from manyvoice.errors import ModelError
-from manyvoice.models.anatomy import Anatomy, Component, Cost, Cut, Family, Site, Tap
-from manyvoice.models.batchnorm import MaskedBatchNorm
+from manyvoice.models.anatomy import Absent, Anatomy, Component, ComponentKind, Cost, Cut, Family, Site, Tap
+from manyvoice.models.batchnorm import MaskedBatchNorm, masked_norms
+from manyvoice.models.parakeet_slim import NoAttention, ParakeetSlimConfig, shaped
 from manyvoice.types import Frames, Padded, Seconds, mask_of
 
 # A feed-forward layer is cut into this many chunks, as OrthoSoftmax does (arXiv:2501.18895).
@@ -86,8 +87,8 @@ class ParakeetCTC(Family):
         return isinstance(model, ParakeetForCTC)
 
     def claims(self, model_type: str) -> bool:
-        """``parakeet_ctc``."""
-        return model_type == ParakeetCTCConfig.model_type
+        """``parakeet_ctc``, or ours with layers of unequal shape."""
+        return model_type in (ParakeetCTCConfig.model_type, ParakeetSlimConfig.model_type)
 
     def presets(self) -> Mapping[str, Mapping[str, object]]:
         """``tiny``, ``small``, ``medium``."""
@@ -122,7 +123,7 @@ class ParakeetCTC(Family):
 
     def load(self, folder: str, **options: object) -> PreTrainedModel:
         """From a folder, safetensors only, its BatchNorm under our rule."""
-        stock: Any = ParakeetForCTC
+        stock: Any = AutoModelForCTC  # a ParakeetForCTC, or a registered slim one
         model: PreTrainedModel = stock.from_pretrained(folder, use_safetensors=True, **options)
         self.prepare_training(model)
         return model
@@ -140,19 +141,21 @@ class ParakeetCTC(Family):
     def prepare_training(self, model: PreTrainedModel) -> None:
         """Statistics without padding, and relative positions projected once a batch instead of once an utterance."""
         encoder = self._encoder(model)
-        if any(isinstance(layer.conv.norm, MaskedBatchNorm) for layer in encoder.layers):
+        if _first_row_expanded in encoder.encode_positions._forward_hooks.values():
             return
         encoder.encode_positions.register_forward_hook(_first_row_expanded)
         for layer in encoder.layers:
-            layer.conv.norm = MaskedBatchNorm.around(layer.conv.norm)
-            layer.self_attn.relative_k_proj = _PositionProjection.around(layer.self_attn.relative_k_proj)
+            if not isinstance(layer.conv, Absent):
+                layer.conv.norm = MaskedBatchNorm.around(layer.conv.norm)
+            if not isinstance(layer.self_attn, Absent):
+                layer.self_attn.relative_k_proj = _PositionProjection.around(layer.self_attn.relative_k_proj)
 
     def encode(self, model: PreTrainedModel, features_BTF: Tensor, len_B: Tensor) -> Padded:
         """Encoder output B T D and its lengths."""
         encoder = self._encoder(model)
         mask_BT = mask_of(len_B, features_BTF.shape[1])
         out_len_B = self._lengths(model, len_B)
-        norms = [layer.conv.norm for layer in encoder.layers if isinstance(layer.conv.norm, MaskedBatchNorm)]
+        norms = list(masked_norms(encoder))
         if any(norm.training for norm in norms):
             longest = int(self._lengths(model, torch.tensor([features_BTF.shape[1]])))
             valid_BT = mask_of(out_len_B, longest)
@@ -202,6 +205,25 @@ class ParakeetCTC(Family):
             head=Cost(_count(head), per_frame=float(head.weight.numel())),
         )
 
+    def resized(self, part: nn.Module, kind: ComponentKind, kept: int) -> Mapping[str, object]:
+        """Attention reads its number of heads in the configuration, which all layers share."""
+        if kind != "head":
+            return {}
+        attention: Any = part
+        return {"config": _ConfigView(attention.config, num_attention_heads=kept, num_key_value_heads=kept)}
+
+    def dropouts(self, kind: ComponentKind) -> tuple[str, ...]:
+        """Of activations in a feed-forward layer, of weights in attention."""
+        return {"ff_chunk": ("activation_dropout",), "head": ("attention_dropout",)}.get(kind, ())
+
+    def stub(self, kind: ComponentKind) -> nn.Module:
+        """Attention returns its weights as well."""
+        return NoAttention() if kind == "head" else Absent()
+
+    def shaped(self, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedModel:
+        """A stock ``ParakeetForCTC`` if all layers are of one shape, else a :class:`ParakeetSlimForCTC`."""
+        return shaped(model, tensors)
+
     @staticmethod
     def _encoder(model: PreTrainedModel) -> Any:
         return model.encoder
@@ -214,6 +236,18 @@ class ParakeetCTC(Family):
 
 
 FAMILY = ParakeetCTC()
+
+
+class _ConfigView:
+    """A configuration with some values of its own; everything else is read through, whenever it changes."""
+
+    def __init__(self, config: Any, **own: object) -> None:
+        self.__dict__.update(own, _config=config)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle look for methods before there is a _config
+            raise AttributeError(name)
+        return getattr(self.__dict__["_config"], name)
 
 
 def _first_row_expanded(module: nn.Module, inputs: tuple[Tensor, ...], positions_BPD: Tensor) -> Tensor:
@@ -257,6 +291,8 @@ def _sites(layer: Any, i: int, D: int) -> list[Site]:
     ]
     sites = []
     for name, role in linears:
+        if isinstance(layer.get_submodule(name.partition(".")[0]), Absent):
+            continue
         linear = layer.get_submodule(name)
         into = role.endswith((".down", ".out"))
         sites.append(
@@ -280,31 +316,25 @@ def _sites(layer: Any, i: int, D: int) -> list[Site]:
 
 def _components(layer: Any, i: int) -> list[Component]:
     """Chunks of both feed-forward layers, heads, the convolution module, and the layer itself with what is left."""
-    found = [
-        *_chunks(layer.feed_forward1, i, "feed_forward1", "ff1"),
-        *_heads(layer.self_attn, i),
-        Component(
-            name=f"layers.{i}.conv",
-            kind="conv",
-            layer=i,
-            index=0,
-            part="conv",
-            cuts=(),
-            cost=Cost(
-                _count(layer.conv),
-                per_frame=float(
-                    sum(layer.conv.get_submodule(n).weight.numel() for n in _CONVOLUTIONS)
-                ),
-            ),
-        ),
-        *_chunks(layer.feed_forward2, i, "feed_forward2", "ff2"),
-    ]  # fmt: skip
+    found = []
+    if not isinstance(layer.feed_forward1, Absent):
+        found += _chunks(layer.feed_forward1, i, "feed_forward1", "ff1")
+    if not isinstance(layer.self_attn, Absent):
+        found += _heads(layer.self_attn, i)
+    if not isinstance(layer.conv, Absent):
+        found.append(_convolution(layer.conv, i))
+    if not isinstance(layer.feed_forward2, Absent):
+        found += _chunks(layer.feed_forward2, i, "feed_forward2", "ff2")
     rest = _count(layer) - sum(c.cost.parameters for c in found)
     whole = Component(name=f"layers.{i}", kind="layer", layer=i, index=0, part="", cuts=(), cost=Cost(rest))
     return [*found, whole]
 
 
-_CONVOLUTIONS = ("pointwise_conv1", "depthwise_conv", "pointwise_conv2")
+def _convolution(conv: Any, i: int) -> Component:
+    """The whole module: its channels are not cut."""
+    weights = [conv.get_submodule(n).weight.numel() for n in ("pointwise_conv1", "depthwise_conv", "pointwise_conv2")]
+    cost = Cost(_count(conv), per_frame=float(sum(weights)))
+    return Component(name=f"layers.{i}.conv", kind="conv", layer=i, index=0, part="conv", cuts=(), cost=cost)
 
 
 def _chunks(ff: Any, i: int, part: str, short: str) -> list[Component]:

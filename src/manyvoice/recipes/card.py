@@ -113,20 +113,42 @@ def write_card(
     """
     watcher = watcher or Silent()
     saved = Recogniser.load(folder, device=str(recogniser.device))
-    results = {}
-    for role, corpus in (("dev", corpora.dev), ("test", corpora.test)):
-        if corpus is not None:
-            found = _evaluate(saved, corpus, watcher, role)
-            results[role] = {"corpus": corpus.fingerprint, **found.as_dict()}
+    results = measured(saved, {"dev": corpora.dev, "test": corpora.test}, watcher, "measuring on")
+    return _finish(folder, saved, asdict(provenance), results, folder.parent.name)
+
+
+def write_derived_card(
+    folder: Path, recogniser: Recogniser, card: Mapping[str, Any], *, results: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """The card of a model made from another one, whose provenance it shares; returns it."""
+    shared = {k: v for k, v in card.items() if k not in ("format", "fingerprint", "family", "parameters", "results")}
+    shared |= {"command": command, "made_from": card["fingerprint"]}
+    return _finish(folder, recogniser, shared, results, folder.name)
+
+
+def measured(
+    recogniser: Recogniser, corpora: Mapping[str, Corpus | None], watcher: Watcher, stage: str
+) -> dict[str, dict[str, Any]]:
+    """Results on the corpora that there are, as a card keeps them."""
+    return {
+        role: {"corpus": corpus.fingerprint, **_evaluate(recogniser, corpus, watcher, f"{stage} {role}").as_dict()}
+        for role, corpus in corpora.items()
+        if corpus is not None
+    }
+
+
+def _finish(
+    folder: Path, recogniser: Recogniser, provenance: Mapping[str, Any], results: Mapping[str, Any], name: str
+) -> dict[str, Any]:
     card = {
         "format": FORMAT,
-        "fingerprint": saved.fingerprint(),
-        "family": saved.family.name,
-        "parameters": parameter_count(saved.model),
-        **asdict(provenance),
+        "fingerprint": recogniser.fingerprint(),
+        "family": recogniser.family.name,
+        "parameters": parameter_count(recogniser.model),
+        **provenance,
         "results": results,
     }
-    _write(folder / "README.md", _readme(card, folder.parent.name))
+    _write(folder / "README.md", _readme(card, name))
     # last: who finds it finds all that belongs to the model
     _write(folder / CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return card
@@ -206,15 +228,15 @@ def _check_result(
         same = corpus.fingerprint == claimed["corpus"]
         if not same:
             return [Check(claim, None, f"{place} is not the corpus that was measured; give it with --data {role}=...")]
-        found = _evaluate(recogniser, corpus, watcher, role)
+        found = _evaluate(recogniser, corpus, watcher, f"measuring on {role}")
     except ManyvoiceError as error:
         return [Check(claim, None, f"{error}; give the corpus with --data {role}=...")]
     counts, said = found.words.total.as_dict(), claimed["word_counts"]
     return [Check(claim, counts == said, f"WER {found.words.rate:.2%}")]
 
 
-def _evaluate(recogniser: Recogniser, corpus: Corpus, watcher: Watcher, role: str) -> Evaluation:
-    return evaluate(recogniser, corpus, progress=lambda done, n: watcher.progress(f"measuring on {role}", done, n))
+def _evaluate(recogniser: Recogniser, corpus: Corpus, watcher: Watcher, stage: str) -> Evaluation:
+    return evaluate(recogniser, corpus, progress=lambda done, n: watcher.progress(stage, done, n))
 
 
 def _readme(card: Mapping[str, Any], name: str) -> str:

@@ -6,9 +6,14 @@ from accelerate import Accelerator
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from manyvoice.config import RunConfig
+from manyvoice.config import ElasticConfig, RunConfig
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.sampling import Alone, Sandwich
+from manyvoice.elastic.sizes import Grid, nested_sizes
 from manyvoice.models import batchnorm
+from manyvoice.train.objective import Passes, ctc, one_pass
 from manyvoice.train.optim import build_optimizer
+from manyvoice.train.sandwich import Sampler, SupernetPasses
 
 # ScaledAdam's and AdamW's peak rates: icefall's Zipformer recipe, and what small Parakeets learned with here.
 _LR = {"adamw": 4e-4, "scaledadam": 0.045}
@@ -30,6 +35,25 @@ def ready(model: PreTrainedModel, config: RunConfig, accelerator: Accelerator) -
     frozen = tuned if freeze is None else freeze
     batchnorm.freeze(model, frozen)
     return frozen
+
+
+def passes_of(model: PreTrainedModel, config: RunConfig) -> Passes:
+    """What a step minimises: CTC, or a supernet's sandwich of it."""
+    if config.elastic is None:
+        return one_pass(ctc)
+    return supernet_passes(model, config.elastic, config.seed)
+
+
+def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, seed: int) -> SupernetPasses:
+    """A supernet's sizes, sampling and distillation as a run says. UsageError if its sizes cannot be."""
+    elastic = Elastic(model)
+    grid = Grid(model, elastic.family)
+    sizes = nested_sizes(grid, settings.sizes)
+    sampler: Sampler = Alone(sizes, seed=seed)
+    if settings.sandwich:
+        between = grid if settings.named < 1 else None
+        sampler = Sandwich(sizes, seed=seed, others=settings.others, grid=between, named=settings.named)
+    return SupernetPasses(elastic, sampler, distill=settings.distill, hard=settings.hard, dropout=settings.dropout)
 
 
 def learning_rate(config: RunConfig) -> float:

@@ -16,12 +16,11 @@ from manyvoice.data.buckets import Bins
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.decode.speed import machine
 from manyvoice.errors import UsageError
-from manyvoice.recipes.ready import make_optimizer, ready
+from manyvoice.recipes.ready import make_optimizer, passes_of, ready
 from manyvoice.recipes.watch import Watcher
 from manyvoice.train import profile
 from manyvoice.train.accounting import available, large_blocks_apart
 from manyvoice.train.memory import Counted, Shape, Trial, cuda_limit, fit_by_counting, fits_on_cuda, search
-from manyvoice.train.objective import ctc
 from manyvoice.train.profile import Profile
 from manyvoice.types import Seconds
 
@@ -58,7 +57,7 @@ class Sizer:
         shapes = shapes_of(recogniser, bins)
         trial = Trial(
             recogniser.model,
-            ctc,
+            passes_of(recogniser.model, self.run),
             lambda: make_optimizer(recogniser.model, self.run),
             self.accelerator,
             bins=recogniser.log_mel.bins,
@@ -125,6 +124,7 @@ def key_of(
         "model": _digest(config),
         "trained parameters": _digest(trained),
         "optimizer": run.optimizer.name,
+        "supernet": run.elastic is not None,
         "precision": run.train.precision,
         "activation checkpointing": run.train.activation_checkpointing,
         "device": device,

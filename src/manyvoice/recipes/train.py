@@ -25,7 +25,8 @@ from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.models import batchnorm
 from manyvoice.recipes.card import Provenance, write_card
 from manyvoice.recipes.prepare import feed, prepare, unaugmented
-from manyvoice.recipes.ready import learning_rate, make_optimizer, ready
+from manyvoice.recipes.ready import learning_rate, make_optimizer, passes_of, ready
+from manyvoice.recipes.sizes import save_sizes
 from manyvoice.recipes.sizing import Sizer, limit_of
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train import distributed
@@ -35,8 +36,8 @@ from manyvoice.train.interrupt import Interrupt
 from manyvoice.train.limits import Limits, Version
 from manyvoice.train.loop import fit
 from manyvoice.train.metrics import MetricsLog, Pace
-from manyvoice.train.objective import ctc
 from manyvoice.train.packing import pack_optimizer, pack_random, unpack_optimizer, unpack_random
+from manyvoice.train.sandwich import SupernetPasses
 from manyvoice.train.schedule import Schedule, build_schedule
 from manyvoice.train.step import Place, PlainStep
 
@@ -131,9 +132,10 @@ class Training:
         self.frozen = ready(self.model, self.config, self.accelerator)
         self.optimizer = make_optimizer(self.model, self.config)
         self.limits = Limits(self._tell_version)
-        return PlainStep(
+        self.passes = passes_of(self.model, self.config)
+        step = PlainStep(
             self.model,
-            ctc,
+            self.passes,
             self.optimizer,
             self._schedule(learning_rate(self.config)),
             self.accelerator,
@@ -141,6 +143,9 @@ class Training:
             seed=self.config.seed,
             limits=self.limits,
         )
+        if isinstance(self.passes, SupernetPasses):
+            step.around_update = self.passes.around_update(self.optimizer)
+        return step
 
     def _tell_version(self, version: Version) -> None:
         seconds, tokens = self.prepared.plan.bins.cells[version.cell]
@@ -273,6 +278,8 @@ class Training:
             self.model.float()
             recogniser = self.prepared.recogniser
             _save_aside(recogniser, folder)
+            if isinstance(self.passes, SupernetPasses):
+                save_sizes(folder, self.passes, self._forwards, self.prepared, self.watcher, frozen=self.frozen)
             provenance = Provenance.of(self.config, self.prepared.corpora, chosen, self.command)
             write_card(folder, recogniser, provenance, self.prepared.corpora, self.watcher)
         self.accelerator.wait_for_everyone()
@@ -298,16 +305,16 @@ class Training:
 
     def _recalibrate(self) -> None:
         """Statistics of averaged weights are not the average of statistics: measure them."""
+        batchnorm.recalibrate(self.model, self._forwards())
+
+    def _forwards(self) -> Iterator[Any]:
+        """Passes over training data without augmentation, from which statistics are measured."""
         prepared, recogniser = unaugmented(self.prepared), self.prepared.recogniser
         batches = (b for step in feed(prepared, 0, 0) for b in step)
         device, dtype = self.accelerator.device, self.model.dtype
-
-        def forwards() -> Iterator[Any]:
-            for _, batch in zip(range(_RECALIBRATE), batches, strict=False):
-                here = batch.to(device, dtype)
-                yield lambda here=here: recogniser.family.encode(self.model, here.features_BTF, here.len_B)
-
-        batchnorm.recalibrate(self.model, forwards())
+        for _, batch in zip(range(_RECALIBRATE), batches, strict=False):
+            here = batch.to(device, dtype)
+            yield lambda here=here: recogniser.family.encode(self.model, here.features_BTF, here.len_B)
 
 
 def claim_folder(config: RunConfig) -> None:

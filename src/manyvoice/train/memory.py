@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -27,7 +27,7 @@ from manyvoice.models.anatomy import family_of
 from manyvoice.models.batchnorm import discard
 from manyvoice.train.accounting import peak_bytes, release, resident, resident_peak
 from manyvoice.train.distributed import CHUNK_BYTES
-from manyvoice.train.objective import Objective
+from manyvoice.train.objective import Passes
 from manyvoice.types import Batch, Frames
 
 # As in NeMo's OOMptimizer: the bracket's width, and where the first search starts.
@@ -64,20 +64,20 @@ def out_of_memory(error: BaseException) -> bool:
 class Trial:
     """One real training step at a time that leaves no trace: nothing is learned from noise.
 
-    Args: objective, make_optimizer: as in training.  ranks: with several, the buffer of their exchange is held too.
+    Args: passes, make_optimizer: as in training.  ranks: with several, the buffer of their exchange is held too.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        objective: Objective,
+        passes: Passes,
         make_optimizer: Callable[[], Optimizer],
         accelerator: Accelerator,
         *,
         bins: int,
         ranks: int = 1,
     ) -> None:
-        self.model, self.objective, self.accelerator, self.bins, self.ranks = model, objective, accelerator, bins, ranks
+        self.model, self.passes, self.accelerator, self.bins, self.ranks = model, passes, accelerator, bins, ranks
         self.optimizer = make_optimizer()
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
@@ -86,9 +86,9 @@ class Trial:
         """Forward, backward and update on ``size`` utterances, all of full length. Raises what training would."""
         with self._untouched():
             batch = self.batch(shape, size).to(self.accelerator.device, self.model.dtype)
-            with self.accelerator.autocast():
-                loss = self.objective(self.model, batch)
-            loss.total.backward()
+            with closing(self.passes(self.model, batch, 0)) as losses, self.accelerator.autocast():
+                for loss in losses:
+                    loss.total.backward()
             exchanged = self._exchange_buffer()
             self.optimizer.step()
             del exchanged

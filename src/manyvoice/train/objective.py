@@ -5,7 +5,7 @@ B  utterances   T  encoder frames   V  vocabulary   U  label tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,18 @@ class Loss:
 
 
 Objective = Callable[[PreTrainedModel, Batch], Loss]
+# Losses of a micro-batch, one after the other: each is back-propagated before the next is asked for. The first says
+# what the step's sum and weight are; of the others only gradients and counts are taken.
+Passes = Callable[[PreTrainedModel, Batch, int], Generator[Loss, None, None]]
+
+
+def one_pass(objective: Objective) -> Passes:
+    """Plain training's passes: one."""
+
+    def passes(model: PreTrainedModel, batch: Batch, step: int) -> Generator[Loss, None, None]:
+        yield objective(model, batch)
+
+    return passes
 
 
 def ctc_per_utterance(scores: Padded, tokens_BU: Tensor, token_len_B: Tensor, blank: int) -> Tensor:
@@ -54,8 +66,17 @@ def frames_needed(tokens_BU: Tensor, token_len_B: Tensor) -> Tensor:
 
 def ctc(model: PreTrainedModel, batch: Batch) -> Loss:
     """Sum of the CTC loss over utterances, weighted by label tokens: dividing gives nats per token."""
+    return ctc_of(scores_of(model, batch), batch, family_of(model).blank(model))
+
+
+def scores_of(model: PreTrainedModel, batch: Batch) -> Padded:
+    """Scores B T V of a frame-synchronous model."""
     family = family_of(model)
-    scores = family.logits(model, family.encode(model, batch.features_BTF, batch.len_B))
-    loss_B = ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, family.blank(model))
+    return family.logits(model, family.encode(model, batch.features_BTF, batch.len_B))
+
+
+def ctc_of(scores: Padded, batch: Batch, blank: int) -> Loss:
+    """:func:`ctc` of scores that are there already."""
+    loss_B = ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, blank)
     lost = int((frames_needed(batch.tokens_BU, batch.token_len_B) > scores.len_B).sum())
     return Loss(loss_B.sum(), batch.token_len_B.sum(), {"unaligned": float(lost)})

@@ -1,4 +1,4 @@
-"""One optimiser step from micro-batches; plain training's step.
+"""One optimiser step from micro-batches.
 
 All ranks together compute the gradient of (sum of totals) / (sum of weights) over the whole step, so the result does
 not depend on how the step was cut into micro-batches or shared among ranks, but for the order of the additions. That
@@ -8,7 +8,8 @@ is also why a step that runs out of memory can be cut smaller and begun again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import final
@@ -26,7 +27,7 @@ from manyvoice.models.batchnorm import discard, settle
 from manyvoice.train.distributed import exchange_gradients, same_names, summed
 from manyvoice.train.limits import Limits, Overflow
 from manyvoice.train.memory import out_of_memory
-from manyvoice.train.objective import Loss, Objective
+from manyvoice.train.objective import Loss, Passes
 from manyvoice.train.optim import ScaledAdam
 from manyvoice.train.schedule import Schedule, apply
 from manyvoice.types import Batch
@@ -72,16 +73,17 @@ class PlainStep:
     a resume and on any number of ranks.
 
     Args:
+        passes: what is minimised on a micro-batch; plain training has one pass, a supernet one for each subnet.
         clip: the largest norm of the gradient; None leaves it, and ScaledAdam clips by itself.
         limits: how many utterances of a cell run at once, where that is fewer than the plan's; lowered, on all ranks
             alike, when a step runs out of memory.
-        on_overflow: told each time that happens.
+    ``around_update`` of the step's number is entered while the optimiser moves the weights; a caller may set it.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        objective: Objective,
+        passes: Passes,
         optimizer: Optimizer,
         schedule: Schedule,
         accelerator: Accelerator,
@@ -91,7 +93,8 @@ class PlainStep:
         limits: Limits | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule, self.accelerator = model, optimizer, schedule, accelerator
-        self.objective, self.seed = objective, seed
+        self.around_update: Callable[[int], AbstractContextManager[object]] = lambda step: nullcontext()
+        self.passes, self.seed = passes, seed
         self.clip = None if isinstance(optimizer, ScaledAdam) else clip
         self.limits = limits or Limits()
         self._names: list[str] | None = None
@@ -112,12 +115,13 @@ class PlainStep:
         norm = self._finish_gradient(1.0 / weight)
         if not math.isfinite(norm):
             raise _not_finite("gradient", norm, place, [i for batch in micro for i in batch.ids])
-        self.optimizer.step()
+        with self.around_update(place.step):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         settle(self.model)
         log = {"loss": sums.pop("total") / weight, "lr": lr, "tokens": sums.pop("weight")}
         log |= {"cell": cells.pop() if len(cells) == 1 else -1, "grad_norm": norm}
-        return log | sums
+        return log | {n: v / weight if n.startswith("loss_") else v for n, v in sums.items()}
 
     def _gradients(self, micro: Sequence[Batch], place: Place) -> dict[str, float]:
         """Sums of this rank's micro-batches, their gradients left in the model; cut smaller until all ranks fit."""
@@ -148,17 +152,25 @@ class PlainStep:
 
     def _backward(self, batch: Batch, sums: dict[str, float], place: Place) -> None:
         batch = batch.to(self.accelerator.device, self.model.dtype)
-        with self.accelerator.autocast():
-            loss: Loss = self.objective(self.model, batch)
-        value = float(loss.total.detach())
-        if not math.isfinite(value):
-            raise _not_finite("loss", value, place, batch.ids)
-        self.accelerator.backward(loss.total)
-        found = {"total": value, "weight": float(loss.weight)} | padding_of(batch) | loss.counts
+        found: dict[str, float] = {}
+        # closed even when memory runs out in between, so that a narrowed model is whole again
+        with closing(self.passes(self.model, batch, place.step)) as losses:
+            while (loss := self._next(losses)) is not None:
+                value = float(loss.total.detach())
+                if not math.isfinite(value):
+                    raise _not_finite("loss", value, place, batch.ids)
+                self.accelerator.backward(loss.total)
+                if not found:
+                    found = {"total": value, "weight": float(loss.weight)} | padding_of(batch)
+                found |= loss.counts
         # says which utterances a step had, whatever ranks shared it: sums of 32-bit numbers are exact
         found["ids"] = float(sum(crc32(i.encode()) for i in batch.ids))
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
+
+    def _next(self, losses: Generator[Loss, None, None]) -> Loss | None:
+        with self.accelerator.autocast():
+            return next(losses, None)
 
     def _finish_gradient(self, scale: float) -> float:
         """From sums to means, then clip to ``clip``; returns the norm before that."""

@@ -1,0 +1,80 @@
+"""``manyvoice subnets``: the sizes of a supernet listed, shown, compared and extracted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from manyvoice.cli.console import Terminal, emit, table
+from manyvoice.errors import UsageError
+
+Model = Annotated[str, typer.Argument(help="Model folder of a supernet.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+_DOES = ("ls", "show", "compare", "extract")
+
+
+def subnets(
+    model: Model,
+    verb: Annotated[str, typer.Argument(help="ls, show SIZE, compare [MANIFEST], extract SIZE.")] = "ls",
+    what: Annotated[str | None, typer.Argument(help="A size, or the manifest to compare on.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder that extract writes.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG that compare draws: error rate against MACs.")] = None,
+    speed: Annotated[bool, typer.Option(help="Measure how fast each size runs here.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """List a supernet's sizes, show what one keeps, compare them, or write one as a model of its own.
+
+    Example: manyvoice subnets runs/mine/model extract 40 --output phone/
+    """
+    from manyvoice.recipes import sizes
+
+    if verb not in _DOES:
+        raise UsageError(f"subnets {verb}: must be {', '.join(_DOES)}; for example: manyvoice subnets {model} ls")
+    if verb in ("show", "extract") and what is None:
+        raise UsageError(f"subnets {verb}: name a size, such as {verb} 55; `manyvoice subnets {model} ls` lists them")
+    if verb == "ls":
+        _show_table(sizes.compare_sizes(model, None, speed=False), as_json=as_json)
+    elif verb == "show":
+        from manyvoice.decode.recogniser import Recogniser
+
+        found = sizes.find_size(Recogniser.load(model), str(what))
+        emit(found.document, as_json=as_json, text=sizes.describe(found))
+    elif verb == "extract":
+        folder = output or Path(f"{Path(model).name}-{str(what).rstrip('%')}")
+        card = sizes.extract_size(model, str(what), folder)
+        emit({"folder": str(folder), **card}, as_json=as_json, text=f"{folder}: {card['parameters']} parameters")
+    else:
+        from manyvoice.data.manifest import open_corpus
+
+        with Terminal() as terminal:
+            corpus = None if what is None else open_corpus(what)
+            rows = sizes.compare_sizes(model, corpus, speed=speed, watcher=terminal)
+        if plot is not None:
+            from manyvoice.recipes.pareto import draw
+
+            draw({"sizes": [(r["layer_macs_share"], r["wer"], r["wer_interval"]) for r in rows]}, plot)
+        _show_table(rows, as_json=as_json)
+
+
+def _show_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        emit({"sizes": rows}, as_json=True, text="")
+        return
+    columns = ["size", "M parameters", "MACs of layers", "GMACs in 10 s", "WER", "95 % interval"]
+    fast = "times_real_time" in rows[0]
+    drawn = []
+    for row in rows:
+        interval = row["wer_interval"]
+        cells = [
+            row["size"], f"{row['parameters'] / 1e6:.2f}", f"{row['layer_macs_share']:.0%}", f"{row['macs'] / 1e9:.2f}",
+            f"{row['wer']:.2%}", f"{interval[0]:.1%} to {interval[1]:.1%}" if interval else "",
+        ]  # fmt: skip
+        drawn.append([*cells, f"{row['times_real_time']:.0f}"] if fast else cells)
+    table("", [*columns, "times real time, one thread"] if fast else columns, drawn)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(subnets)

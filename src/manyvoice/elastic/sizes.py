@@ -1,0 +1,149 @@
+"""Sizes by budget: nested uniform subnets, each the best balanced one that a budget holds.
+
+A uniform subnet keeps equally many heads and feed-forward chunks in each of its layers, and all convolutions, so it is
+a stock model. Layers go in an order that leaves the rest evenly spread, the first and the last one longest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+from transformers import PreTrainedModel
+
+from manyvoice.elastic.subnet import Subnet, uniform, whole
+from manyvoice.errors import UsageError
+from manyvoice.models.anatomy import Anatomy, ComponentKind, Family
+from manyvoice.models.cost import Costs, by_layer, by_part, cost_of
+
+Measure = Callable[[Subnet], float]
+_ELASTIC: tuple[ComponentKind, ...] = ("ff_chunk", "head")
+# How much a size may miss its budget by for the sake of balance, and what a factor of imbalance is worth in it.
+_SLACK, _BALANCE = 0.03, 0.15
+
+
+def layer_order(depth: int) -> list[int]:
+    """Layers by how long they are kept: the first, the last, then whichever lies farthest from those kept so far."""
+    order = [0, depth - 1][: max(1, min(2, depth))]
+    while len(order) < depth:
+        rest = [i for i in range(depth) if i not in order]
+        order.append(max(rest, key=lambda i: (min(abs(i - j) for j in order), -i)))
+    return order
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """A uniform subnet in numbers: layers, feed-forward chunks and heads in each."""
+
+    layers: int
+    chunks: int
+    heads: int
+
+    def within(self, other: Shape) -> bool:
+        """Whether it is nested in the other one."""
+        return self.layers <= other.layers and self.chunks <= other.chunks and self.heads <= other.heads
+
+
+@final
+class Grid:
+    """All uniform subnets of a model."""
+
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        self.model, self.family = model, family
+        self.anatomy: Anatomy = family.anatomy(model)
+        self._order = layer_order(self.anatomy.depth)
+
+    @cached_property
+    def largest(self) -> Shape:
+        """The whole model's shape: the most units that any part has."""
+        most = dict.fromkeys(_ELASTIC, 1)
+        for _, components in by_layer(self.anatomy):
+            for _, units in by_part(components):
+                if units[0].kind in most:
+                    most[units[0].kind] = max(most[units[0].kind], len(units))
+        return Shape(self.anatomy.depth, most["ff_chunk"], most["head"])
+
+    def subnet(self, shape: Shape, name: str) -> Subnet:
+        """The subnet of that shape."""
+        if shape == self.largest:
+            return whole(self.anatomy, name)
+        units: dict[ComponentKind, int] = {"ff_chunk": shape.chunks, "head": shape.heads}
+        return uniform(self.anatomy, name, self._order[: shape.layers], units)
+
+    def costs(self, subnet: Subnet) -> Costs:
+        """What it costs."""
+        return cost_of(self.model, self.family, subnet.kept, self.anatomy)
+
+    def shapes(self, within: Shape | None = None, above: Shape | None = None) -> Iterator[Shape]:
+        """All shapes nested in one and containing another."""
+        top, bottom = within or self.largest, above or Shape(1, 1, 1)
+        for layers in range(bottom.layers, top.layers + 1):
+            for chunks in range(bottom.chunks, top.chunks + 1):
+                for heads in range(bottom.heads, top.heads + 1):
+                    yield Shape(layers, chunks, heads)
+
+    def share(self, subnet: Subnet) -> float:
+        """Of the whole model's multiply-accumulates in the encoder's layers, for ten seconds of audio."""
+        return self.costs(subnet).layer_macs / self._all_layer_macs
+
+    @cached_property
+    def _all_layer_macs(self) -> float:
+        return self.costs(whole(self.anatomy)).layer_macs
+
+    def imbalance(self, shape: Shape) -> float:
+        """Spread of the logarithms of what is kept of layers, chunks and heads; a dimension of one unit has no say."""
+        kept = [
+            math.log(have / all_)
+            for have, all_ in zip(
+                (shape.layers, shape.chunks, shape.heads),
+                (self.largest.layers, self.largest.chunks, self.largest.heads),
+                strict=True,
+            )
+            if all_ > 1
+        ]
+        return max(kept) - min(kept) if kept else 0.0
+
+
+def nested_sizes(grid: Grid, budgets: Sequence[float], measure: Measure | None = None) -> list[Subnet]:
+    """For each budget the subnet nearest below it that is well balanced; nested in one another, largest first.
+
+    Args:
+        budgets: limits in what ``measure`` tells; without one, shares of the whole model's layer MACs.
+        measure: parameters, MACs, seconds on a device: anything that grows with the subnet.
+    Raises: UsageError if a budget is below what the smallest subnet takes, or two budgets give one size.
+    """
+    measure = measure or grid.share
+    found: list[Subnet] = []
+    within = grid.largest
+    for budget in sorted(budgets, reverse=True):
+        shape = _best(grid, budget, within, measure)
+        subnet = grid.subnet(shape, _name(budget if budget <= 1 else grid.share(grid.subnet(shape, ""))))
+        if found and subnet.kept == found[-1].kept:
+            raise UsageError(
+                f"sizes: the budgets {budgets} give one subnet twice ({subnet.name} and {found[-1].name}); this model "
+                f"has {grid.largest.layers} layers of {grid.largest.chunks} chunks and {grid.largest.heads} heads: "
+                "leave more room between them"
+            )
+        found.append(subnet)
+        within = shape
+    return found
+
+
+def _best(grid: Grid, budget: float, within: Shape, measure: Measure) -> Shape:
+    values = {shape: measure(grid.subnet(shape, "")) for shape in grid.shapes(within)}
+    fitting = {shape: value for shape, value in values.items() if value <= budget * (1 + 1e-9)}
+    if not fitting:
+        least = min(values.values())
+        raise UsageError(f"sizes: a budget of {budget:g} is below the smallest subnet, which takes {least:.3g}")
+    most = max(fitting.values())
+    if most == max(values.values()) and budget >= most:
+        return max(fitting, key=lambda s: (fitting[s], s))
+    near = [s for s, value in fitting.items() if value >= most * (1 - 10 * _SLACK)]
+    return min(near, key=lambda s: (math.log(most / fitting[s]) + _BALANCE * grid.imbalance(s), s))
+
+
+def _name(share: float) -> str:
+    return f"{100 * share:.0f}"

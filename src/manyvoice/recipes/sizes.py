@@ -1,0 +1,233 @@
+"""The sizes of a supernet: saved beside it, loaded as models of their own, extracted into folders, compared.
+
+model/subnets/55.json          what the size keeps, its costs and its results
+model/subnets/55.safetensors   its own running statistics, where it has any
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from manyvoice.data.manifest import Corpus
+from manyvoice.decode.evaluate import evaluate
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.decode.speed import Speed, measure_speed
+from manyvoice.elastic.extract import extract
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.subnet import Subnet, read_subnet, whole, write_subnet
+from manyvoice.errors import ModelError, UsageError, WorkError
+from manyvoice.models import batchnorm
+from manyvoice.models.cost import Costs, cost_of
+from manyvoice.models.load import resolve
+from manyvoice.recipes.card import measured, read_card, write_derived_card
+from manyvoice.recipes.prepare import Prepared
+from manyvoice.recipes.watch import Silent, Watcher
+from manyvoice.train.sandwich import SupernetPasses
+from manyvoice.types import Seconds
+
+FOLDER = "subnets"
+# Audio of one measured run, and how often it runs.
+_AUDIO, _REPEATS = Seconds(10.0), 5
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A named size of a supernet.
+
+    Args: statistics: running statistics of its norms, under the supernet's names; None where it has the supernet's.
+        document: all that its file says, costs and results among it.
+    """
+
+    subnet: Subnet
+    statistics: dict[str, Tensor] | None
+    document: dict[str, Any]
+
+
+def save_sizes(
+    folder: Path,
+    passes: SupernetPasses,
+    forwards: Callable[[], Iterator[Callable[[], object]]],
+    prepared: Prepared,
+    watcher: Watcher,
+    *,
+    frozen: bool,
+) -> None:
+    """Write a trained supernet's sizes, each with its own statistics, measured on dev and test.
+
+    Args: forwards: passes over training data, from which statistics are measured.  frozen: they rested in training, so
+        all sizes share them.
+    """
+    recogniser = prepared.recogniser
+    elastic, model = passes.elastic, recogniser.model
+    supernet = recogniser.fingerprint()
+    place = folder / FOLDER
+    place.mkdir(exist_ok=True)
+    for subnet in passes.sampler.sizes:
+        own = None if frozen or subnet.kept == whole(elastic.anatomy).kept else elastic.statistics()
+        if own is not None:
+            with elastic.at(subnet, statistics=own):
+                batchnorm.recalibrate(model, forwards())
+            plan = elastic.plan(subnet)
+            inside = tuple(f"{elastic.anatomy.layers}.{i}." for i in plan.layers)
+            own = {n: t.contiguous() for n, t in own.items() if n.startswith(inside)}
+            save_file(own, str(place / f"{subnet.name}.safetensors"))
+        alone = _alone(recogniser, elastic, Size(subnet=subnet, statistics=own, document={}))
+        corpora = prepared.corpora
+        results = measured(alone, {"dev": corpora.dev, "test": corpora.test}, watcher, f"size {subnet.name} on")
+        costs = cost_of(model, recogniser.family, subnet.kept)
+        more = {"own_statistics": own is not None, "costs": _costs(costs), "results": results}
+        write_subnet(place / f"{subnet.name}.json", subnet, supernet=supernet, more=more)
+        shown = ", ".join(f"{role} WER {r['wer']:.2%}" for role, r in results.items())
+        watcher.note(f"size {subnet.name}: {costs.parameters / 1e6:.2f} M parameters, {shown}")
+
+
+def read_sizes(folder: Path, recogniser: Recogniser) -> list[Size]:
+    """The sizes that lie beside a model, largest first. ModelError for a damaged file or one of another model."""
+    anatomy, supernet = recogniser.family.anatomy(recogniser.model), recogniser.fingerprint()
+    sizes = []
+    for path in sorted((folder / FOLDER).glob("*.json")):
+        subnet, document = read_subnet(path, anatomy, supernet=supernet)
+        statistics = None
+        if document.get("own_statistics"):
+            try:
+                statistics = load_file(str(path.with_suffix(".safetensors")))
+            except (OSError, SafetensorError) as error:
+                raise ModelError(
+                    f"{path.with_suffix('.safetensors')}: cannot be read ({error}); copy the whole folder again"
+                ) from error
+        sizes.append(Size(subnet=subnet, statistics=statistics, document=document))
+    return sorted(sizes, key=lambda s: -float(s.document["costs"]["layer_macs"]))
+
+
+def load_size(spec: str | Path, size: str | None, *, device: str = "cpu") -> Recogniser:
+    """A model folder as it is, or one of its sizes as a model of its own.
+
+    Raises: UsageError for a size that it does not have, naming those that it has.
+    """
+    recogniser = Recogniser.load(spec, device=device)
+    if size is None:
+        return recogniser
+    return _alone(recogniser, Elastic(recogniser.model), find_size(recogniser, size))
+
+
+def find_size(recogniser: Recogniser, name: str) -> Size:
+    """The size of that name, with or without a per cent sign. UsageError lists the sizes there are."""
+    folder = _folder(recogniser)
+    sizes = read_sizes(folder, recogniser)
+    for size in sizes:
+        if size.subnet.name == name.rstrip("%"):
+            return size
+    if not sizes:
+        raise UsageError(
+            f"{folder} has no sizes: it was not trained as a supernet; add `elastic: {{}}` to its run file"
+        )
+    raise UsageError(f"--size {name}: {folder} has {', '.join(s.subnet.name for s in sizes)}")
+
+
+def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
+    """Write a size as a folder of its own, with a card; stock Transformers loads it. Returns the card.
+
+    The folder's ``subnet.json`` keeps the supernet's fingerprint and which of its layers are which of the supernet's,
+    so that submodels trained on the supernet still fit.
+    Raises: UsageError if the folder holds something already; WorkError if it cannot be written.
+    """
+    recogniser = Recogniser.load(spec)
+    size = find_size(recogniser, name)
+    if output.exists() and any(output.iterdir()):
+        raise UsageError(f"{output} is not empty; name a new folder")
+    elastic = Elastic(recogniser.model)
+    alone = _alone(recogniser, elastic, size)
+    try:
+        alone.save(output)
+        layers = {"original_layers": list(elastic.plan(size.subnet).layers)}
+        document = {k: size.document[k] for k in ("costs", "results")}
+        write_subnet(output / "subnet.json", size.subnet, supernet=recogniser.fingerprint(), more=layers | document)
+    except OSError as error:
+        raise WorkError(f"{output}: cannot be written ({error}); free space or name another folder") from error
+    folder = _folder(recogniser)
+    return write_derived_card(
+        output, alone, read_card(folder), results=size.document["results"],
+        command=f"manyvoice subnets {spec} extract {name}",
+    )  # fmt: skip
+
+
+def compare_sizes(
+    spec: str | Path, corpus: Corpus | None, *, speed: bool = True, watcher: Watcher | None = None
+) -> list[dict[str, Any]]:
+    """A row for each size: costs, error rate with its interval, and how fast it runs on one thread.
+
+    Args: corpus: what error rates are measured on; None shows those found at the end of training.
+    """
+    watcher = watcher or Silent()
+    recogniser = Recogniser.load(spec)
+    elastic = Elastic(recogniser.model)
+    sizes = read_sizes(_folder(recogniser), recogniser)
+    if not sizes:
+        find_size(recogniser, "any")
+    rows = []
+    largest = sizes[0].document["costs"]["layer_macs"]
+    for size in sizes:
+        alone = _alone(recogniser, elastic, size)
+        costs = size.document["costs"]
+        row: dict[str, Any] = {
+            "size": size.subnet.name, "parameters": costs["parameters"],
+            "layer_macs_share": round(costs["layer_macs"] / largest, 4), "macs": costs["macs"],
+        }  # fmt: skip
+        if corpus is None:
+            role = "test" if "test" in size.document["results"] else "dev"
+            found = size.document["results"][role]
+        else:
+            name = f"size {size.subnet.name}"
+            found = evaluate(
+                alone,
+                corpus,
+                progress=lambda done, n, name=name: watcher.progress(name, done, n),  # type: ignore[misc]
+            ).as_dict()
+        row |= {"wer": found["wer"], "wer_interval": found.get("wer_interval"), "cer": found["cer"]}
+        if speed:
+            row["times_real_time"] = round(speed_of(alone).rtfx, 1)
+        rows.append(row)
+    return rows
+
+
+def speed_of(recogniser: Recogniser) -> Speed:
+    """Of log-probabilities from ready features, ten seconds of noise, on one thread."""
+    frames = recogniser.log_mel.frames(_AUDIO)
+    features_BTF = torch.randn(1, frames, recogniser.log_mel.bins)
+    len_B = torch.tensor([frames])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure_speed(lambda: recogniser.logp(features_BTF, len_B), _AUDIO, warmup=2, repeats=_REPEATS)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _alone(recogniser: Recogniser, elastic: Elastic, size: Size) -> Recogniser:
+    model = extract(elastic, size.subnet, statistics=size.statistics)
+    model.to(recogniser.device)  # type: ignore[arg-type]  # Transformers wraps nn.Module.to untyped
+    return Recogniser(model, recogniser.family, recogniser.tokenizer, recogniser.log_mel)
+
+
+def _folder(recogniser: Recogniser) -> Path:
+    assert recogniser.folder is not None, "loaded from a folder"
+    return resolve(recogniser.folder)
+
+
+def _costs(costs: Costs) -> dict[str, Any]:
+    return asdict(costs)
+
+
+def describe(size: Size) -> str:
+    """What a size keeps, layer by layer, for people."""
+    return json.dumps(size.subnet.to_json(), indent=1)

@@ -1,0 +1,102 @@
+"""A supernet's passes over a micro-batch: a step's first subnet on the labels, the others also on its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, Protocol, final
+
+import torch
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from manyvoice.elastic.distill import DIVERGENCES, frames_distilled
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.sampling import Drawn
+from manyvoice.elastic.still import held_still, outside
+from manyvoice.elastic.subnet import Subnet
+from manyvoice.models import batchnorm
+from manyvoice.train.objective import Loss, ctc_of, scores_of
+from manyvoice.types import Batch
+
+Distillation = Literal["alpha", "kl", "none"]
+
+
+class Sampler(Protocol):
+    """Says which subnets a step trains, the teacher first; the same on every rank and after a resume."""
+
+    @property
+    def sizes(self) -> Sequence[Subnet]: ...
+
+    def draw(self, step: int) -> list[Drawn]: ...
+
+
+@final
+class SupernetPasses:
+    """CTC on the first subnet of the step; hard x CTC + (1 - hard) x divergence from it on the others.
+
+    TODM (arXiv:2309.01947) after AlphaNet (arXiv:2102.07954). Each pass is back-propagated before the next begins, and
+    inside its own narrowing, so memory is that of the largest alone. The divergence is summed over frames, CTC over
+    utterances. The norms' running statistics are the largest subnet's.
+
+    Args:
+        distill: adaptive alpha-divergence, plain KL, or none: then the labels alone.
+        hard: share of the labels in what the others learn from.
+        dropout: rates follow the kept width.
+    """
+
+    def __init__(
+        self, elastic: Elastic, sampler: Sampler, *, distill: Distillation, hard: float, dropout: bool
+    ) -> None:
+        self.elastic, self.sampler, self.dropout = elastic, sampler, dropout
+        self.divergence = DIVERGENCES.get(distill)
+        self.hard = hard if self.divergence is not None else 1.0
+        self.blank = elastic.family.blank(elastic.model)
+
+    def __call__(self, model: PreTrainedModel, batch: Batch, step: int) -> Generator[Loss, None, None]:
+        """A loss for each subnet of the step."""
+        first, *others = self.sampler.draw(step)
+        with self._at(first):
+            scores = scores_of(model, batch)
+            loss = ctc_of(scores, batch, self.blank)
+            teacher_BTV, mask_BT = scores.x.detach(), scores.mask_BT()
+            del scores
+            loss.counts["loss_subnets"] = 0.0
+            yield loss
+        del loss
+        told = 0.0
+        for drawn in others:
+            with self._at(drawn):
+                scores = scores_of(model, batch)
+                total = scores.x.new_zeros((), dtype=torch.promote_types(scores.x.dtype, torch.float32))
+                if self.hard:
+                    total = total + self.hard * ctc_of(scores, batch, self.blank).total
+                if self.divergence is not None and self.hard < 1:
+                    far = frames_distilled(self.divergence, teacher_BTV, scores.x, mask_BT)
+                    total = total + (1 - self.hard) * far
+                told += float(total.detach()) / len(others)
+                del scores
+                yield Loss(total, batch.token_len_B.sum(), {"loss_subnets": told})
+
+    def around_update(self, optimizer: Optimizer) -> Callable[[int], AbstractContextManager[object]]:
+        """Holds still, while the optimiser steps, what is outside of the step's subnets."""
+        masks: dict[frozenset[frozenset[str]], dict[str, torch.Tensor]] = {}
+
+        def around(step: int) -> AbstractContextManager[object]:
+            drawn = self.sampler.draw(step)
+            if any(d.role == "largest" for d in drawn):
+                return nullcontext()
+            key = frozenset(d.subnet.kept for d in drawn)
+            if key not in masks:
+                masks[key] = outside(self.elastic, [d.subnet for d in drawn])
+            return held_still(optimizer, self.elastic, masks[key])
+
+        return around
+
+    @contextmanager
+    def _at(self, drawn: Drawn) -> Iterator[None]:
+        if drawn.role == "largest":
+            yield
+            return
+        with batchnorm.unrecorded(self.elastic.model), self.elastic.at(drawn.subnet, dropout=self.dropout):
+            yield

@@ -1,0 +1,194 @@
+"""A supernet run: its sizes are saved, load, extract into stock folders, and survive a kill like any run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCTC
+from typer.testing import CliRunner
+
+from manyvoice.cli import app
+from manyvoice.config import RunConfig, make_run
+from manyvoice.data.manifest import open_corpus
+from manyvoice.decode.evaluate import evaluate
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.errors import ConfigError, ModelError, UsageError
+from manyvoice.models.anatomy import parameter_count
+from manyvoice.recipes.card import check_model, read_card
+from manyvoice.recipes.sizes import compare_sizes, extract_size, load_size, read_sizes
+from manyvoice.recipes.train import train
+from manyvoice.train.metrics import read_metrics
+
+SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def made(
+    tmp_path_factory: pytest.TempPathFactory, speak_tones: Callable[..., Path], tiny_settings: dict[str, int]
+) -> Callable[..., RunConfig]:
+    corpus = speak_tones(tmp_path_factory.mktemp("speech") / "tones", 12, 0)
+
+    def make(output: Path, **elastic: Any) -> RunConfig:
+        return make_run(
+            {
+                "output": str(output),
+                "corpus": {"train": str(corpus), "dev_share": 0.25},
+                "tokenizer": {"kind": "words"},
+                "model": {"settings": tiny_settings | SHAPE},
+                "batch": {"seconds": 2, "bins": 2},
+                "train": {"epochs": 2},
+                "elastic": {"sizes": [1.0, 0.6, 0.3], **elastic},
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def supernet(made: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(made(tmp_path_factory.mktemp("supernet") / "run"))
+
+
+def test_every_size_is_saved_measured_and_loads(supernet: Path) -> None:
+    recogniser = Recogniser.load(supernet)
+    sizes = read_sizes(supernet, recogniser)
+    assert [s.subnet.name for s in sizes] == ["100", "60", "30"]
+    dev = open_corpus(supernet.parent / "dev.jsonl")
+    parameters = []
+    for size in sizes:
+        alone = load_size(supernet, size.subnet.name)
+        parameters.append(parameter_count(alone.model))
+        assert parameters[-1] == size.document["costs"]["parameters"]
+        found = evaluate(alone, dev).as_dict()
+        assert found["word_counts"] == size.document["results"]["dev"]["word_counts"]
+        assert found["loss"] == pytest.approx(size.document["results"]["dev"]["loss"], rel=1e-6)
+    assert sorted(parameters, reverse=True) == parameters and len(set(parameters)) == 3
+    assert all("loss_subnets" in line for line in read_metrics(supernet.parent))
+
+
+def test_narrowed_is_loaded_and_statistics_are_its_own(supernet: Path) -> None:
+    recogniser = Recogniser.load(supernet)
+    elastic = Elastic(recogniser.model)
+    features, lengths = torch.randn(2, 80, 80), torch.tensor([80, 61])
+    whole = recogniser.logp(features, lengths).x
+    for size in read_sizes(supernet, recogniser)[1:]:
+        assert size.statistics
+        with elastic.at(size.subnet, statistics=size.statistics):
+            narrowed = recogniser.logp(features, lengths).x
+        assert torch.equal(load_size(supernet, size.subnet.name).logp(features, lengths).x, narrowed)
+        with elastic.at(size.subnet):
+            assert not torch.equal(recogniser.logp(features, lengths).x, narrowed)
+    assert torch.equal(recogniser.logp(features, lengths).x, whole)
+
+
+def test_an_extracted_folder_is_a_stock_model_with_a_card(supernet: Path, tmp_path: Path) -> None:
+    extract_size(supernet, "30", tmp_path / "phone")
+    stock = AutoModelForCTC.from_pretrained(tmp_path / "phone")
+    assert type(stock).__name__ == "ParakeetForCTC"
+    document = json.loads((tmp_path / "phone" / "subnet.json").read_text())
+    assert document["supernet"] == read_card(supernet)["fingerprint"] == read_card(tmp_path / "phone")["made_from"]
+    assert len(document["original_layers"]) == len(stock.encoder.layers)
+    failed = [c.claim for c in check_model(tmp_path / "phone") if c.holds is False]
+    assert failed == ["licence of train data is stated", "licence of dev data is stated"]
+    with pytest.raises(UsageError, match="is not empty; name a new folder"):
+        extract_size(supernet, "60", tmp_path / "phone")
+
+
+def test_a_stopped_supernet_goes_on_bit_for_bit(
+    made: Callable[..., RunConfig], supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manyvoice.recipes import train as recipe
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_the_first_epoch(self: Any) -> dict[str, float]:
+        if self.place.epoch == 2:
+            raise Stop
+        return evaluated(self)
+
+    evaluated = recipe.Training._evaluate
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(recipe.Training, "_evaluate", stop_after_the_first_epoch)
+        train(made(tmp_path / "run"))
+    again = train(made(tmp_path / "run"))
+    assert Recogniser.load(again).fingerprint() == Recogniser.load(supernet).fingerprint()
+    for path in sorted((supernet / "subnets").iterdir()):
+        assert path.read_bytes() == (again / "subnets" / path.name).read_bytes()
+
+
+def test_the_command_line(supernet: Path, tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    listed = json.loads(run_cli("subnets", supernet, "ls", "--json").stdout)
+    assert [row["size"] for row in listed["sizes"]] == ["100", "60", "30"]
+    assert "100" in run_cli("subnets", supernet).stdout
+    shown = json.loads(run_cli("subnets", supernet, "show", "60", "--json").stdout)
+    assert shown["layers"] and "head.0" in run_cli("subnets", supernet, "show", "60").stdout
+    dev = supernet.parent / "dev.jsonl"
+    compared = run_cli("subnets", supernet, "compare", dev, "--plot", tmp_path / "sizes.png", "--json")
+    rows = json.loads(compared.stdout)["sizes"]
+    assert all(row["times_real_time"] > 1 for row in rows) and (tmp_path / "sizes.png").stat().st_size > 1000
+    run_cli("subnets", supernet, "extract", "60%", "-o", tmp_path / "laptop")
+    one = json.loads(run_cli("evaluate", supernet, dev, "--size", "60", "--json").stdout)
+    two = json.loads(run_cli("evaluate", tmp_path / "laptop", dev, "--json").stdout)
+    assert one["wer"] == two["wer"] and one["loss"] == two["loss"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("extract", "7"), r"--size 7: .* has 100, 60, 30"),
+        (("extract",), "name a size, such as extract 55"),
+        (("grow",), "must be ls, show, compare, extract"),
+    ],
+)
+def test_wrong_words(supernet: Path, words: tuple[str, ...], message: str, run_cli: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_cli("subnets", supernet, *words)
+
+
+def test_damaged_and_foreign_sizes_are_refused(supernet: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copied = tmp_path / "copied"
+    shutil.copytree(supernet, copied)
+    statistics = copied / "subnets" / "30.safetensors"
+    statistics.write_bytes(statistics.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"30\.safetensors: cannot be read"):
+        compare_sizes(copied, None)
+    path = copied / "subnets" / "30.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"supernet": "0" * 64}))
+    with pytest.raises(ModelError, match="is a subnet of the model 000000000000"):
+        compare_sizes(copied, None)
+    shutil.rmtree(copied / "subnets")
+    with pytest.raises(UsageError, match="has no sizes: it was not trained as a supernet"):
+        load_size(copied, "30")
+
+
+def test_sizes_that_cannot_be_are_refused_before_training(made: Callable[..., RunConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"elastic.sizes = \[0.5, 0.25\]: must be 1 and smaller shares"):
+        made(tmp_path / "run", sizes=[0.5, 0.25])
+    with pytest.raises(UsageError, match="is below the smallest subnet"):
+        train(made(tmp_path / "run", sizes=[1.0, 0.01]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"sandwich": False, "distill": "none"}, {"distill": "kl"}, {"others": 3}])
+def test_the_arms_of_the_ablation_run(made: Callable[..., RunConfig], tmp_path: Path, change: dict[str, Any]) -> None:
+    rows = compare_sizes(train(made(tmp_path / "run", **change)), None)
+    assert len(rows) == 3
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., Any]:
+    """The command in this process; errors are raised."""
+
+    def run(*words: object) -> Any:
+        return CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+
+    return run

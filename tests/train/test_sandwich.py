@@ -1,0 +1,139 @@
+"""A supernet's step: gradients are the sum of its subnets' alone, the statistics are the largest's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from manyvoice.elastic.distill import adaptive_alpha, frames_distilled, kl
+from manyvoice.elastic.extract import extract
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.sampling import Alone, Sandwich
+from manyvoice.elastic.sizes import Grid, nested_sizes
+from manyvoice.models.batchnorm import masked_norms
+from manyvoice.models.load import build_model, fingerprint
+from manyvoice.train.distributed import start
+from manyvoice.train.objective import ctc, ctc_of, one_pass, scores_of
+from manyvoice.train.optim import build_optimizer
+from manyvoice.train.sandwich import SupernetPasses
+from manyvoice.train.schedule import build_schedule
+from manyvoice.train.step import Place, PlainStep
+from manyvoice.types import Batch
+
+SETTINGS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+            "subsampling_conv_channels": 8}  # fmt: skip
+
+
+@pytest.fixture
+def model() -> Any:
+    torch.manual_seed(0)
+    return build_model("tiny", SETTINGS, vocabulary=9, blank=8)[0].double()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    gen = torch.Generator().manual_seed(1)
+    x_BTF = torch.randn(2, 60, 80, generator=gen, dtype=torch.float64)
+    x_BTF[1, 44:] = 0
+    zeros = torch.zeros(2, dtype=torch.int64)
+    return Batch(
+        ids=("a", "b"), features_BTF=x_BTF, len_B=torch.tensor([60, 44]), token_len_B=torch.tensor([3, 2]),
+        tokens_BU=torch.tensor([[1, 2, 3], [4, 5, 0]]), owner_B=zeros, label_B=zeros,
+        seconds_B=torch.tensor([0.6, 0.44]).double(),
+    )  # fmt: skip
+
+
+def passes_of(model: Any, *, sampler: Any = None, distill: str = "alpha", hard: float = 0.5) -> SupernetPasses:
+    elastic = Elastic(model)
+    sizes = nested_sizes(Grid(model, elastic.family), [1.0, 0.6, 0.3])
+    sampler = sampler(sizes, seed=0) if sampler else Sandwich(sizes, seed=0, others=2)
+    return SupernetPasses(elastic, sampler, distill=distill, hard=hard, dropout=True)  # type: ignore[arg-type]
+
+
+def gradients(model: Any, passes: SupernetPasses, batch: Batch) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    model.train()
+    for loss in passes(model, batch, 5):
+        loss.total.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("distill", "hard"), [("alpha", 0.5), ("kl", 0.0), ("none", 0.5), ("alpha", 0.0)])
+def test_the_gradient_is_the_sum_over_the_subnets(model: Any, batch: Batch, distill: str, hard: float) -> None:
+    passes = passes_of(model, distill=distill, hard=hard)
+    found = gradients(model, passes, batch)
+    model.zero_grad(set_to_none=True)
+    scores = scores_of(model, batch)
+    ctc_of(scores, batch, 8).total.backward()
+    teacher = scores.x.detach()
+    for drawn in passes.sampler.draw(5)[1:]:
+        with passes.elastic.at(drawn.subnet, dropout=True):
+            scores = scores_of(model, batch)
+            share = 1.0 if distill == "none" else hard
+            total = share * ctc_of(scores, batch, 8).total
+            if distill != "none":
+                how = adaptive_alpha if distill == "alpha" else kl
+                total = total + (1 - share) * frames_distilled(how, teacher, scores.x, scores.mask_BT())
+            total.backward()
+    for n, p in model.named_parameters():
+        assert (p.grad is None) == (n not in found)
+        if p.grad is not None:
+            torch.testing.assert_close(found[n], p.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_statistics_are_those_of_the_largest(model: Any, batch: Batch) -> None:
+    gradients(model, passes_of(model), batch)
+    assert all(len(norm.pending) == 1 and norm.recording for norm in masked_norms(model))
+
+
+def step_of(model: Any, passes: Any) -> PlainStep:
+    optimizer = build_optimizer(model.named_parameters(), "adamw", 1e-2, 0.1, (0.9, 0.98), 1e-8)
+    schedule = build_schedule("constant", lr=1e-2, total_steps=9, warmup_steps=0, eden_steps=1.0, eden_epochs=1.0)
+    step = PlainStep(model, passes, optimizer, schedule, start("fp64", cpu=True), clip=None, seed=0)
+    if isinstance(passes, SupernetPasses):
+        step.around_update = passes.around_update(optimizer)
+    return step
+
+
+def test_a_step_logs_the_subnets_loss_a_token(model: Any, batch: Batch) -> None:
+    log = step_of(model, passes_of(model))([batch], Place())
+    assert log["loss_subnets"] > 0 and log["tokens"] == 5
+    assert log["loss"] == pytest.approx(float(ctc(build_again(), batch).total.detach()) / 5, rel=1e-6)
+
+
+def build_again() -> Any:
+    torch.manual_seed(0)
+    return build_model("tiny", SETTINGS, vocabulary=9, blank=8)[0].double().train()
+
+
+def test_one_size_a_step_trains_as_if_it_were_alone(model: Any, batch: Batch) -> None:
+    """Without the sandwich, whatever a step's subnet lacks does not move: the rest goes as in a model of that size."""
+    passes = passes_of(model, sampler=Alone, distill="none")
+    step = next(s for s in range(50) if passes.sampler.draw(s)[0].subnet.name == "30")
+    subnet = passes.sampler.draw(step)[0].subnet
+    alone = extract(passes.elastic, subnet)
+    step_of(alone, one_pass(ctc))([batch], Place(step=step))
+    step_of(model, passes)([batch], Place(step=step))
+    again = extract(passes.elastic, subnet)
+    for (n, p), q in zip(alone.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=n)
+
+
+def test_memory_that_runs_out_in_a_subnet_leaves_a_whole_model(model: Any, batch: Batch) -> None:
+    passes = passes_of(model)
+    before = fingerprint(model)
+    calls = [0]
+
+    def failing(net: Any, part: Batch, step: int) -> Any:
+        for loss in passes(net, part, step):
+            calls[0] += 1
+            if calls[0] == 2:
+                raise MemoryError("out of memory")
+            yield loss
+
+    with pytest.raises(Exception, match="memory"):
+        step_of(model, failing)([batch.rows(0, 1)], Place())
+    assert fingerprint(model) == before and len([*model.encoder.layers]) == 2
