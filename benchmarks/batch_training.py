@@ -11,7 +11,8 @@ memory is the process's own. Every arm has BatchNorm without padding; its batch 
 utterances share a batch.
 
 When a run from random weights leaves the plateau where it says nothing is chance, and larger than what batches do to
-accuracy. So all arms start from one model, trained on the short strings alone, in batches of its own, until its dev WER was below 50 %.
+accuracy. So all arms start from one model, trained on the short strings alone, in batches of its own, until its dev
+WER was below 50 %.
 """
 
 from __future__ import annotations

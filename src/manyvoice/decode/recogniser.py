@@ -5,7 +5,7 @@ B  utterances   T  encoder frames   V  vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -23,6 +23,9 @@ from manyvoice.models.anatomy import Family
 from manyvoice.models.load import fingerprint, load_model, resolve
 from manyvoice.types import Padded, Seconds
 
+# features B T F and their lengths to log-probabilities B T V with theirs
+Scores = Callable[[Tensor, Tensor], Padded]
+
 
 @final
 class Recogniser:
@@ -38,6 +41,7 @@ class Recogniser:
             )
         self.model, self.family, self.tokenizer, self.log_mel = model, family, tokenizer, log_mel
         self.folder = folder
+        self._scores: Scores | None = None
 
     @classmethod
     def load(cls, spec: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Recogniser:
@@ -79,9 +83,17 @@ class Recogniser:
         """Encoder frames of so many seconds of audio."""
         return self.family.encoder_frames(self.model, self.log_mel.frames(duration))
 
+    def scored_by(self, scores: Scores) -> Recogniser:
+        """The same recogniser, its log-probabilities from elsewhere, such as a runtime without torch."""
+        other = Recogniser(self.model, self.family, self.tokenizer, self.log_mel, self.folder)
+        other._scores = scores
+        return other
+
     @torch.no_grad()
     def logp(self, features_BTF: Tensor, len_B: Tensor) -> Padded:
         """Log-probabilities B T V in evaluation mode."""
+        if self._scores is not None:
+            return self._scores(features_BTF, len_B)
         was_training = self.model.training
         self.model.eval()
         device, dtype = self.device, self.model.dtype

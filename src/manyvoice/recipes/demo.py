@@ -13,6 +13,7 @@ from manyvoice.data.padding import PaddingMeter, careless_padding
 from manyvoice.data.synth import SynthSpec, synthesise_splits
 from manyvoice.errors import UsageError
 from manyvoice.recipes.card import read_card
+from manyvoice.recipes.sizes import compare_sizes
 from manyvoice.recipes.train import train
 from manyvoice.recipes.transcribe import transcribe
 from manyvoice.recipes.watch import Silent, Watcher
@@ -27,6 +28,7 @@ _MODEL = {
     "subsampling_factor": 4,
     "subsampling_conv_channels": 16,
 }
+_SIZES = [1.0, 0.75, 0.55, 0.4, 0.25]
 _SPLITS = {"train": 0.86, "dev": 0.06, "test": 0.08}
 
 
@@ -39,6 +41,7 @@ class Demo:
     model: Path
     wer: float
     heard: tuple[tuple[str, str, str], ...]
+    sizes: list[dict[str, Any]]
     seconds: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,6 +52,7 @@ class Demo:
             "model": str(self.model),
             "wer": self.wer,
             "heard": heard,
+            "sizes": self.sizes,
             "seconds": self.seconds,
         }
 
@@ -65,10 +69,10 @@ def demo(
         raise UsageError(f"{folder} is there already and no demo's folder; choose another with --folder")
     seconds: dict[str, float] = {}
     started = time.perf_counter()
-    watcher.note(f"1 of 4  a corpus of digit strings, spoken by 6 synthetic speakers, in {folder / 'speech'}")
+    watcher.note(f"1 of 5  a corpus of digit strings, spoken by 6 synthetic speakers, in {folder / 'speech'}")
     parts = speak(folder / "speech", utterances, watcher)
     seconds["speak"], started = _lap(started)
-    watcher.note("2 of 4  a recogniser of 0.7 million parameters, trained from nothing")
+    watcher.note("2 of 5  a recogniser of 0.7 million parameters in five sizes, all trained at once from nothing")
     model = train(run_of(folder, parts, epochs), watcher=watcher, command="manyvoice demo")
     seconds["train"], started = _lap(started)
     test = open_corpus(parts["test"])
@@ -79,11 +83,18 @@ def demo(
         f"had {random:.0%}"
     )
     wer = float(read_card(model)["results"]["test"]["wer"])
-    watcher.note(f"3 of 4  {wer:.1%} of the words of {len(test)} unheard phrases are wrong")
-    watcher.note("4 of 4  three of them, transcribed")
+    watcher.note(f"3 of 5  {wer:.1%} of the words of {len(test)} unheard phrases are wrong")
+    watcher.note("4 of 5  what the sizes cost, and how fast they are here")
+    sizes = compare_sizes(model, None)
+    for row in sizes:
+        watcher.note(
+            f"        size {row['size']:>3}: {row['parameters'] / 1e6:.2f} M parameters, {row['layer_macs_share']:.0%} "
+            f"of the layers' multiply-accumulates, {row['times_real_time']:.0f} times real time, WER {row['wer']:.1%}"
+        )
+    watcher.note("5 of 5  three phrases, transcribed")
     heard = listen(model, test)
     seconds["transcribe"], _ = _lap(started)
-    return Demo(folder=folder, model=model, wer=wer, heard=heard, seconds=seconds)
+    return Demo(folder=folder, model=model, wer=wer, heard=heard, sizes=sizes, seconds=seconds)
 
 
 def speak(folder: Path, utterances: int, watcher: Watcher) -> dict[str, Path]:
@@ -108,6 +119,7 @@ def run_of(folder: Path, parts: dict[str, Path], epochs: int) -> RunConfig:
             "batch": {"seconds": 14},
             "augment": {"freq_masks": 0, "time_masks": 0},
             "optimizer": {"lr": 6e-4, "warmup": 0.2},
+            "elastic": {"sizes": _SIZES},
             "train": {"epochs": epochs},
         }
     )

@@ -1,0 +1,277 @@
+"""One supernet run against models of the same sizes trained alone with the same updates.
+
+    manyvoice bench supernet corpus=commands seeds=0,1,2     20 hours of synthetic commands, about 1,000 words
+    manyvoice bench supernet corpus=digits                   real digit strings, one seed
+    manyvoice bench supernet corpus=digits part=ablation lrs=3e-4,6e-4,1.2e-3
+    manyvoice bench supernet part=speed                      each size of `small` against its share of the MACs
+
+A model alone starts from the subnet of the same random weights that the supernet starts from, sees the same batches in
+the same order, and makes the same number of updates. Rows that are there are not made again: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manyvoice.config import make_run
+from manyvoice.data.join import join_clips
+from manyvoice.data.manifest import open_corpus
+from manyvoice.data.synth import SynthSpec, synthesise_splits
+from manyvoice.decode.compare import Arm, compare
+from manyvoice.decode.evaluate import evaluate
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.elastic.extract import extract
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.sizes import Grid, nested_sizes
+from manyvoice.errors import UsageError
+from manyvoice.models.load import build_model
+from manyvoice.recipes.bench import Aim, Bench
+from manyvoice.recipes.pareto import draw
+from manyvoice.recipes.prepare import build_recogniser
+from manyvoice.recipes.sizes import load_size, read_sizes, speed_of
+from manyvoice.recipes.train import train
+from manyvoice.train.metrics import read_metrics
+
+SIZES = [1.0, 0.75, 0.55, 0.4, 0.25]
+# what differs from the whole method, one thing at a time
+ARMS: dict[str, dict[str, Any]] = {
+    "supernet": {},
+    "no distillation": {"elastic": {"distill": "none"}},
+    "KL": {"elastic": {"distill": "kl"}},
+    "fixed dropout": {"elastic": {"dropout": False}},
+    "ScaledAdam and Eden": {"optimizer": {"name": "scaledadam", "schedule": "eden"}},
+    "no sandwich": {"elastic": {"sandwich": False, "distill": "none"}},
+    "AlphaNet's three others": {"elastic": {"others": 3}},
+}
+SCALED = 100.0  # ScaledAdam's rates are relative to a tensor's size: about so many times AdamW's
+VOICES, UTTERANCES = 60, 30_000
+MARGIN, COST, FASTER = 0.05, 2.0, 2.5
+ONNX_SPEED = """
+import sys, time, numpy, onnxruntime
+options = onnxruntime.SessionOptions(); options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+feeds = {"audio_signal": numpy.zeros((1, 80, 1001), "float32"), "length": numpy.array([1001])}
+times = []
+for _ in range(7):
+    t = time.perf_counter(); session.run(None, feeds); times.append(time.perf_counter() - t)
+print(sorted(times[2:])[2])
+"""
+
+
+def run(bench: Bench) -> None:
+    """Train what is not there yet, then compare."""
+    part, name = bench.option("part", "sizes"), bench.option("corpus", "digits")
+    if part == "speed":
+        speed(bench)
+    elif part == "ablation":
+        for arm in ARMS:
+            for lr in bench.option("lrs", "3e-4,6e-4,1.2e-3").split(","):
+                supernet(bench, name, arm, 0, float(lr))
+    elif part == "sizes":
+        lr = float(bench.option("lr", "4e-4"))
+        for seed in map(int, bench.option("seeds", "0").split(",")):
+            supernet(bench, name, "supernet", seed, lr)
+            for share in SIZES:
+                alone(bench, name, share, seed, lr)
+    else:
+        raise UsageError(f"part={part}: must be sizes, ablation or speed")
+    aims(bench)
+
+
+def corpora(bench: Bench, name: str) -> tuple[str, str, str]:
+    """Manifests to train on, to choose by, and to report."""
+    folder = bench.work / name
+    if name == "digits":
+        digits = bench.data / "digits"
+        clips = open_corpus(digits / "train.jsonl").split("utterance", {"train": 0.9, "dev": 0.1}, seed=0)
+        sources = {"train": clips["train"], "dev": clips["dev"], "test": open_corpus(digits / "test.jsonl")}
+        strings = {"train": 40, "dev": 8, "test": 8} if bench.toy else {"train": 4000, "dev": 300, "test": 1500}
+        for seed, (part, rows) in enumerate(sources.items()):
+            if not (folder / part / "manifest.jsonl").exists():
+                join_clips(rows, folder / part, strings=strings[part], clips=(1, 6), seed=seed)
+        train, dev, test = (str(folder / part / "manifest.jsonl") for part in sources)
+        return train, dev, test
+    if name != "commands":
+        raise UsageError(f"corpus={name}: must be digits or commands")
+    made = folder / "made.json"
+    if not made.exists():
+        spec = SynthSpec(
+            utterances=60 if bench.toy else UTTERANCES, speakers=6 if bench.toy else VOICES, grammar="commands",
+            noise=0.5, room=0.5, snr_db=(10, 25), seed=0,
+        )  # fmt: skip
+        parts = synthesise_splits(
+            spec, folder, {"train": 0.84, "dev": 0.03, "test": 0.13}, jobs=int(bench.option("jobs", "1")),
+            progress=lambda d, n: bench.watcher.progress("speaking", d, n),
+        )  # fmt: skip
+        made.write_text(json.dumps({k: str(v) for k, v in parts.items()}), encoding="utf-8")
+    where = json.loads(made.read_text(encoding="utf-8"))
+    return where["train"], where["dev"], where["test"]
+
+
+def settings(bench: Bench, name: str, output: Path, seed: int, lr: float) -> dict[str, Any]:
+    """The run that all arms share."""
+    train, dev, _ = corpora(bench, name)
+    shape = {"dropout": 0.05, "activation_dropout": 0.1, "attention_dropout": 0.1}
+    toy = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "subsampling_conv_channels": 8}
+    return {
+        "output": str(output),
+        "seed": seed,
+        "corpus": {"train": train, "dev": dev, "licence": "CC-BY-SA-4.0"},
+        "tokenizer": {"kind": "words", "size": 2000},
+        "model": {"settings": shape | (toy if bench.toy else {})},
+        "augment": {"freq_masks": 1, "time_masks": 1},
+        "batch": {"seconds": float(bench.option("seconds", "40"))},
+        "optimizer": {"lr": lr, "warmup": 0.2},
+        "train": {"epochs": 1 if bench.toy else int(bench.option("epochs", "4")), "threads": 1},
+    }
+
+
+def supernet(bench: Bench, name: str, arm: str, seed: int, lr: float) -> None:
+    """A row for each size of one supernet run."""
+    if bench.find(kind="size", corpus=name, arm=arm, seed=seed, lr=lr):
+        return
+    output = bench.work / "runs" / f"{name}-{arm.replace(' ', '-')}-{seed}-{lr:g}"
+    made = settings(bench, name, output, seed, lr)
+    made["elastic"] = {"sizes": SIZES[::4] if bench.toy else SIZES} | ARMS[arm].get("elastic", {})
+    made["optimizer"] |= ARMS[arm].get("optimizer", {})
+    if made["optimizer"].get("name") == "scaledadam":
+        made["optimizer"]["lr"] = lr * SCALED
+    model = train(make_run(made), watcher=bench.watcher, command=f"manyvoice bench supernet corpus={name}")
+    for size in read_sizes(model, Recogniser.load(model)):
+        row(bench, load_size(model, size.subnet.name), name, arm, seed, lr, size=size.subnet.name,
+            layer_macs=size.document["costs"]["layer_macs"], train_seconds=seconds_of(output),
+            dev_wer=size.document["results"]["dev"]["wer"])  # fmt: skip
+
+
+def alone(bench: Bench, name: str, share: float, seed: int, lr: float) -> None:
+    """One row: a model of that size trained by itself."""
+    if bench.toy and share not in SIZES[::4]:
+        return
+    size = f"{100 * share:.0f}"
+    if bench.find(kind="size", corpus=name, arm="alone", size=size, seed=seed, lr=lr):
+        return
+    output = bench.work / "runs" / f"{name}-alone-{size}-{seed}-{lr:g}"
+    made = settings(bench, name, output, seed, lr)
+    start = output.with_name(f"{output.name}-start")
+    config = make_run(made)
+    torch.manual_seed(seed)  # as training does before it builds its model
+    whole = build_recogniser(config, open_corpus(made["corpus"]["train"]))
+    grid = Grid(whole.model, whole.family)
+    subnet = next(s for s in nested_sizes(grid, SIZES) if s.name == size)
+    small = extract(Elastic(whole.model), subnet)
+    Recogniser(small, whole.family, whole.tokenizer, whole.log_mel).save(start)
+    made["model"] = {"base": str(start), "freeze_batchnorm": False}
+    model = train(make_run(made), watcher=bench.watcher, command=f"manyvoice bench supernet corpus={name}")
+    row(bench, Recogniser.load(model), name, "alone", seed, lr, size=size,
+        layer_macs=grid.costs(subnet).layer_macs, train_seconds=seconds_of(output),
+        dev_wer=min(line["dev_wer"] for line in read_metrics(output) if "dev_wer" in line))  # fmt: skip
+
+
+def seconds_of(output: Path) -> float:
+    """Time of all steps of a run."""
+    return round(sum(line["seconds"] for line in read_metrics(output)), 1)
+
+
+def row(bench: Bench, model: Recogniser, name: str, arm: str, seed: int, lr: float, **more: Any) -> None:
+    """One size of one arm, on the test part."""
+    found = evaluate(model, open_corpus(corpora(bench, name)[2]))
+    bench.row(
+        seed=seed, kind="size", corpus=name, arm=arm, lr=lr, wer=found.words.rate,
+        wer_interval=list(found.words.interval()), errors=[c.errors for c in found.words.counts],
+        words=[c.reference for c in found.words.counts], epochs=int(bench.option("epochs", "4")), **more,
+    )  # fmt: skip
+
+
+def speed(bench: Bench) -> None:
+    """A row for each size: how much faster than the largest, in torch and in ONNX Runtime, one thread."""
+    from manyvoice.export.onnx import export_onnx
+
+    preset = "tiny" if bench.toy else bench.option("preset", "small")
+    config = make_run({"output": str(bench.work), "corpus": {"train": "none"}, "model": {"preset": preset}})
+    torch.manual_seed(0)
+    model, family = build_model(config.model.preset or preset, {}, vocabulary=257, blank=256)
+    base = _untrained(bench, model, family)
+    grid = Grid(model, family)
+    largest: dict[str, float] = {}
+    for subnet in nested_sizes(grid, SIZES[::4] if bench.toy else SIZES):
+        small = Recogniser(extract(Elastic(model), subnet), family, base.tokenizer, base.log_mel)
+        folder = bench.work / "onnx" / f"{preset}-{subnet.name}"
+        exported = export_onnx(small, folder)
+        told = subprocess.run([sys.executable, "-c", ONNX_SPEED, str(exported.model)], capture_output=True, text=True,
+                              check=True)  # fmt: skip
+        times = {"torch": speed_of(small).median, "onnx": float(told.stdout)}
+        largest = largest or times
+        bench.row(
+            seed=0, kind="speed", preset=preset, size=subnet.name, share=round(grid.share(subnet), 4),
+            share_with_front=round(grid.costs(subnet).macs / grid.costs(nested_sizes(grid, [1.0])[0]).macs, 4),
+            **{f"{k}_times_faster": round(largest[k] / t, 3) for k, t in times.items()},
+            **{f"{k}_ms": round(1000 * t, 1) for k, t in times.items()},
+        )  # fmt: skip
+
+
+def _untrained(bench: Bench, model: Any, family: Any) -> Recogniser:
+    """With a tokenizer that fits the preset's vocabulary; its words do not matter."""
+    from manyvoice.data.features import LogMel
+    from manyvoice.data.tokens import train_tokenizer
+
+    words = [f"{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(255)]
+    tokenizer = train_tokenizer(words, "words", size=300, normalise=True)
+    return Recogniser(model, family, tokenizer, LogMel.build(family.features(model)))
+
+
+def aims(bench: Bench) -> None:
+    """From all rows so far."""
+    bench.aims = []
+    for name in sorted({r["corpus"] for r in bench.find(kind="size")}):
+        rows = [r for r in bench.find(kind="size", corpus=name) if r["arm"] in ("supernet", "alone")]
+        pairs = _pairs(rows)
+        verdicts = {}
+        for size, (ours, theirs) in pairs.items():
+            words = theirs[0]["words"]
+            new, base = (
+                Arm(name=a, errors=[r["errors"] for r in found], reference_words=words)
+                for a, found in (("supernet", ours), ("alone", theirs))
+            )
+            verdicts[size] = compare(new, base, synthetic=name == "commands")
+            bench.watcher.note(f"{name}, size {size}: {verdicts[size].sentence()}")
+        if not pairs:
+            continue
+        held = sum(v.holds for v in verdicts.values())
+        spent = sum(r["train_seconds"] for r in pairs["100"][0]) / sum(r["train_seconds"] for r in pairs["100"][1])
+        five = sum(r["train_seconds"] for _, theirs in pairs.values() for r in theirs)
+        five /= sum(r["train_seconds"] for r in pairs["100"][1])
+        bench.aims += [
+            Aim(name=f"{name}: sizes not inferior to a model trained alone", sense="equal", limit=len(SIZES),
+                unit="sizes", measured=float(held), why="; ".join(f"{s}: {v.sentence()}" for s, v in verdicts.items())),
+            Aim(name=f"{name}: training time of all sizes", sense="at most", limit=COST, unit="largest-model runs",
+                measured=round(spent, 3), why=f"the five alone took {five:.2f}"),
+        ]  # fmt: skip
+        if not bench.toy:
+            picture = {a: [(r["layer_macs"] / pairs["100"][0][0]["layer_macs"], r["wer"], r["wer_interval"])
+                           for found in pairs.values() for r in found[k][:1]]
+                       for k, a in enumerate(("one supernet", "each alone"))}  # fmt: skip
+            draw(picture, bench.path.parent / f"supernet-{name}.png")
+    for found in bench.find(kind="speed", size="25")[-1:]:
+        bench.aims.append(
+            Aim(name=f"{found['preset']}: a quarter of the MACs, torch, one thread", sense="at least", limit=FASTER,
+                unit="times faster", measured=found["torch_times_faster"],
+                why=f"ONNX Runtime {found['onnx_times_faster']} times; {found['share']:.0%} of the layers' MACs, "
+                    f"{found['share_with_front']:.0%} of all")
+        )  # fmt: skip
+
+
+def _pairs(rows: list[dict[str, Any]]) -> dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Rows of both arms for each size, of the seeds that both have, in the same order; largest first."""
+    found = {}
+    for size in dict.fromkeys(f"{100 * s:.0f}" for s in SIZES):
+        both = [{r["seed"]: r for r in rows if r["size"] == size and r["arm"] == arm} for arm in ("supernet", "alone")]
+        seeds = sorted(set(both[0]) & set(both[1]))
+        if seeds:
+            found[size] = [both[0][s] for s in seeds], [both[1][s] for s in seeds]
+    return found

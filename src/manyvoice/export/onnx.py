@@ -1,0 +1,206 @@
+"""A recogniser as ONNX, in NeMo's convention, so that ONNX Runtime and sherpa-onnx run it without torch.
+
+    audio_signal  float32 B F T   log-mel features, normalised        logprobs  float32 B E V  log-probabilities
+    length        int64 B         feature frames of each utterance    lengths   int64 B        encoder frames of each
+
+B, T and with it E are dynamic. Beside ``model.onnx`` lies ``tokens.txt``: a token and its number a line, the blank as
+``<blk>``. A file is called done only once ONNX Runtime gives torch's answers on ragged batches.
+
+    B  utterances   F  mel bins   T  feature frames   E  encoder frames   V  vocabulary
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manyvoice.data.tokens import WORD_START
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.errors import ModelError, UsageError, WorkError
+from manyvoice.types import Padded
+
+OPSET = 18
+# Float32 sums in another order differ by about 1e-6 in log-probability; a wrong mask or weight by more than 1e-2.
+TOLERANCE = 1e-3
+# What sherpa-onnx wants to know of a model (its offline-nemo-enc-dec-ctc-model.cc).
+_NORMALISATION = "per_feature"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported folder. Args: parity: largest difference in log-probability from torch, over valid frames."""
+
+    model: Path
+    tokens: Path
+    parity: float
+    int8: Path | None
+    bytes: int
+    int8_bytes: int | None
+
+
+class _Scores(nn.Module):
+    """The recogniser's model under the names and shapes of the file."""
+
+    def __init__(self, recogniser: Recogniser) -> None:
+        super().__init__()
+        self.family = recogniser.family
+        self.model = copy.deepcopy(recogniser.model).float().cpu().eval()
+        # sdpa's output has strides that torch.export cannot follow with symbolic lengths
+        self.model.set_attn_implementation("eager")
+
+    def forward(self, audio_signal: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        encoded = self.family.encode(self.model, audio_signal.transpose(1, 2), length)
+        out = self.family.logits(self.model, encoded)
+        return out.x.log_softmax(-1), out.len_B
+
+
+def export_onnx(recogniser: Recogniser, folder: Path, *, int8: bool = False) -> Exported:
+    """Write ``model.onnx`` and ``tokens.txt``, and with ``int8`` also ``model.int8.onnx``.
+
+    int8 quantises the weights of matrix products, activations as they come. It has no parity to hold: measure its error
+    rate with :func:`onnx_recogniser`.
+    Raises: UsageError without the packages; WorkError if the file cannot be written, or does not give torch's answers.
+    """
+    onnx, _ = _packages()
+    scores = _Scores(recogniser)
+    model, tokens = folder / "model.onnx", folder / "tokens.txt"
+    aside = folder / "model.tmp.onnx"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _export(scores, recogniser.log_mel.bins, aside)
+        _describe(onnx, aside, recogniser)
+        parity = check_parity(aside, scores, recogniser.log_mel.bins)
+        tokens.write_text(tokens_of(recogniser), encoding="utf-8")
+        aside.replace(model)
+        quantised = _quantised(model) if int8 else None
+    except OSError as error:
+        raise WorkError(f"{folder}: cannot be written ({error}); free space or name another folder") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return Exported(
+        model=model, tokens=tokens, parity=parity, int8=quantised, bytes=model.stat().st_size,
+        int8_bytes=None if quantised is None else quantised.stat().st_size,
+    )  # fmt: skip
+
+
+def _export(scores: _Scores, bins: int, path: Path) -> None:
+    batch, frames = torch.export.Dim("B", min=1), torch.export.Dim("T", min=16)
+    example = torch.zeros(2, bins, 101), torch.tensor([101, 77])
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations say nothing to a user
+        program = torch.onnx.export(
+            scores, example, dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["audio_signal", "length"], output_names=["logprobs", "lengths"],
+            dynamic_shapes={"audio_signal": {0: batch, 2: frames}, "length": {0: batch}},
+        )  # fmt: skip
+        assert program is not None
+        program.save(str(path), external_data=False)
+
+
+def _describe(onnx: Any, path: Path, recogniser: Recogniser) -> None:
+    """Write into the file what a runtime must know to feed it."""
+    model = onnx.load(str(path))
+    frame = recogniser.log_mel.stock.hop_length / recogniser.log_mel.stock.sampling_rate
+    told = {
+        "vocab_size": len(recogniser.tokenizer) - 1,  # NeMo does not count the blank
+        "normalize_type": _NORMALISATION,
+        "subsampling_factor": round(recogniser.shift / frame),
+        "model_type": "EncDecCTCModelBPE",
+        "model_author": "manyvoice",
+        "comment": f"fingerprint {recogniser.fingerprint()}",
+    }
+    onnx.helper.set_model_props(model, {k: str(v) for k, v in told.items()})
+    onnx.save(model, str(path))
+
+
+def tokens_of(recogniser: Recogniser) -> str:
+    """``tokens.txt``: a word starts at a token with ``▁`` in front, in word vocabularies at every one."""
+    start = WORD_START if recogniser.tokenizer.boundary == "every" else ""
+    names = [start + s for s in recogniser.tokenizer.strings]
+    names[recogniser.tokenizer.blank] = "<blk>"
+    return "".join(f"{name} {i}\n" for i, name in enumerate(names))
+
+
+def check_parity(path: Path, scores: nn.Module, bins: int) -> float:
+    """The largest difference from torch over the valid frames of ragged batches. WorkError above ``TOLERANCE``."""
+    run = _runner(path)
+    gen = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for lengths in ([40], [333, 120, 17], [1000, 16, 512, 999, 64]):
+        len_B = torch.tensor(lengths)
+        x_BFT = torch.randn(len(lengths), bins, max(lengths), generator=gen)
+        x_BFT *= torch.arange(max(lengths)) < len_B[:, None, None]
+        with torch.no_grad():
+            expected, frames_B = scores(x_BFT, len_B)
+        found, found_B = run(x_BFT.numpy(), len_B.numpy())
+        if found.shape != tuple(expected.shape) or found_B.tolist() != frames_B.tolist():
+            raise WorkError(
+                f"{path.name}: ONNX Runtime gives {found.shape}, torch {tuple(expected.shape)}; not written"
+            )
+        for b, n in enumerate(frames_B.tolist()):
+            worst = max(worst, float(np.abs(found[b, :n] - expected[b, :n].numpy()).max()))
+    if not worst <= TOLERANCE:
+        raise WorkError(
+            f"{path.name}: log-probabilities differ from torch by {worst:.2g}, more than {TOLERANCE:g}, so it is not "
+            "written; try another version of onnx or onnxruntime (constraints.txt names those that were tested)"
+        )
+    return worst
+
+
+def _quantised(model: Path) -> Path:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path = model.with_name("model.int8.onnx")
+    logging.getLogger().setLevel(logging.ERROR)
+    quantize_dynamic(str(model), str(path), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    return path
+
+
+def onnx_recogniser(path: Path, recogniser: Recogniser, *, threads: int = 1) -> Recogniser:
+    """The recogniser with its scores from an ONNX file of it, to measure what the file costs in errors."""
+    run = _runner(path, threads)
+
+    def logp(features_BTF: Tensor, len_B: Tensor) -> Padded:
+        x_BFT = features_BTF.transpose(1, 2).contiguous().numpy()
+        scores, lengths = run(x_BFT.astype(np.float32), len_B.numpy().astype(np.int64))
+        return Padded(x=torch.from_numpy(scores), len_B=torch.from_numpy(lengths))
+
+    return recogniser.scored_by(logp)
+
+
+def _runner(path: Path, threads: int = 1) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    _, runtime = _packages()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises types of its own for missing and damaged files
+        raise ModelError(f"{path}: no ONNX model that ONNX Runtime reads ({error}); export it again") from error
+
+    def run(x_BFT: np.ndarray, len_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, lengths = session.run(["logprobs", "lengths"], {"audio_signal": x_BFT, "length": len_B})
+        return scores, lengths
+
+    return run
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 - the exporter needs it
+    except ImportError as error:
+        raise UsageError(f"export to ONNX needs {error.name}: pip install 'manyvoice[export]'") from error
+    return onnx, onnxruntime
