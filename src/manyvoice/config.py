@@ -125,6 +125,7 @@ class ElasticConfig(_Section):
 
     Args:
         sizes: shares of the largest model's multiply-accumulates in the encoder's layers, 1 among them.
+        warmup: share of the run in which the largest trains alone; before it says anything it has nothing to teach.
         others: subnets that a step trains beside the largest; with 1, in turn the smallest and a random one.
         named: share of random draws that are one of the sizes; the others are any uniform subnet between them.
         distill: what the others learn from the largest of the same step: adaptive alpha-divergence, KL, or nothing.
@@ -134,6 +135,7 @@ class ElasticConfig(_Section):
     """
 
     sizes: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.55, 0.4, 0.25]
+    warmup: Share = 0.4
     others: Positive = 1
     named: Share = 0.5
     distill: Literal["alpha", "kl", "none"] = "alpha"

@@ -14,11 +14,11 @@ from manyvoice.recipes.watch import Silent
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-def toy(question: str, work: Path) -> dict[str, Any]:
+def toy(question: str, work: Path, *options: str) -> dict[str, Any]:
     """The document of a toy run, which is kept in the scratch folder and not among the results."""
     kept = FOLDER / "results" / f"{question}.json"
     before = kept.read_bytes() if kept.exists() else None
-    document = run_question(question, ["toy=1"], Silent(), work=work, folder=FOLDER)
+    document = run_question(question, ["toy=1", *options], Silent(), work=work, folder=FOLDER)
     assert (kept.read_bytes() if kept.exists() else None) == before
     assert json.loads((work / f"{question}.json").read_text(encoding="utf-8")) == json.loads(json.dumps(document))
     return document
@@ -66,3 +66,22 @@ def test_batch_search(tmp_path: Path) -> None:
     (cell,) = [row for row in found["rows"] if row["kind"] == "cell"]
     assert 0 < cell["found"] <= 2 * cell["fits"] and cell["peak_of_limit"] > 0.3
     assert found["aims"][1]["measured"] >= 0
+
+
+@pytest.mark.slow
+def test_supernet(data: Path, tmp_path: Path) -> None:
+    found = toy("supernet", tmp_path)
+    rows = {(row["arm"], row["size"]): row for row in found["rows"]}
+    assert set(rows) == {(arm, size) for arm in ("supernet", "alone") for size in ("100", "25")}
+    for size in ("100", "25"):
+        assert rows["supernet", size]["layer_macs"] == rows["alone", size]["layer_macs"]
+    assert rows["alone", "25"]["layer_macs"] < 0.3 * rows["alone", "100"]["layer_macs"]
+    assert {len(row["errors"]) for row in rows.values()} == {8}
+
+
+@pytest.mark.slow
+def test_speed_of_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    largest, smallest = toy("supernet", tmp_path, "part=speed")["rows"]
+    assert largest["torch_times_faster"] == largest["onnx_times_faster"] == 1
+    assert smallest["torch_times_faster"] > 1 and smallest["share"] < 0.26

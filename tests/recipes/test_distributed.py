@@ -17,7 +17,7 @@ from manyvoice.recipes.train import train
 from manyvoice.train.metrics import TIMINGS, read_metrics
 
 
-def run_file(folder: Path, corpus: Path, settings: dict[str, int]) -> Path:
+def run_file(folder: Path, corpus: Path, settings: dict[str, int], elastic: dict[str, object] | None = None) -> Path:
     """Dropout, ragged last steps and masked BatchNorm, in double precision."""
     run = {
         "output": str(folder / "run"),
@@ -26,6 +26,7 @@ def run_file(folder: Path, corpus: Path, settings: dict[str, int]) -> Path:
         "model": {"settings": {**settings, "activation_dropout": 0.1, "dropout": 0.1}},
         "batch": {"seconds": 3, "bins": 2, "accumulate": 2},
         "augment": {"freq_width": 20},
+        "elastic": elastic,
         "train": {"epochs": 2, "precision": "fp64", "average": 2},
     }
     path = folder / "run.yaml"
@@ -43,15 +44,21 @@ def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "elastic", [None, {"sizes": [1.0, 0.5], "others": 2}, {"sizes": [1.0, 0.5], "sandwich": False}]
+)
 def test_two_processes_equal_one(
-    tmp_path: Path, speak_tones: Callable[[Path, int, int], Path], tiny_settings: dict[str, int]
+    tmp_path: Path,
+    speak_tones: Callable[[Path, int, int], Path],
+    tiny_settings: dict[str, int],
+    elastic: dict[str, object] | None,
 ) -> None:
     corpus = speak_tones(tmp_path / "tones", 19, 0)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    alone = run_file(tmp_path / "one", corpus, tiny_settings)
+    alone = run_file(tmp_path / "one", corpus, tiny_settings, elastic)
     train(make_run(json.loads(alone.read_text())))
-    done = torchrun(2, "train", run_file(tmp_path / "two", corpus, tiny_settings), "--json")
+    done = torchrun(2, "train", run_file(tmp_path / "two", corpus, tiny_settings, elastic), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["results"], "one document, from the first process"
     one, two = (read_metrics(tmp_path / name / "run") for name in ("one", "two"))

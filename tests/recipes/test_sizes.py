@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,6 @@ def test_wrong_words(supernet: Path, words: tuple[str, ...], message: str, run_c
 
 
 def test_damaged_and_foreign_sizes_are_refused(supernet: Path, tmp_path: Path) -> None:
-    import shutil
-
     copied = tmp_path / "copied"
     shutil.copytree(supernet, copied)
     statistics = copied / "subnets" / "30.safetensors"
@@ -175,6 +174,32 @@ def test_sizes_that_cannot_be_are_refused_before_training(made: Callable[..., Ru
         made(tmp_path / "run", sizes=[0.5, 0.25])
     with pytest.raises(UsageError, match="is below the smallest subnet"):
         train(made(tmp_path / "run", sizes=[1.0, 0.01]))
+
+
+def test_sizes_for_new_budgets(supernet: Path, tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(supernet, copied)
+    dev = supernet.parent / "dev.jsonl"
+    found = json.loads(run_cli("subnets", copied, "find", dev, "--budget", 0.5, "--search", 3, "--json").stdout)[
+        "found"
+    ]
+    assert [row["how"] for row in found] == ["uniform", "random search"]
+    assert all(row["share"] <= 0.5 for row in found) and found[1]["share"] >= 0.45
+    largest = json.loads(run_cli("subnets", copied, "ls", "--json").stdout)["sizes"][0]["parameters"]
+    words = ("subnets", copied, "find", dev, "--budget", largest - 1, "--of", "parameters", "--keep")
+    assert "uniform" in run_cli(*words).stdout
+    listed = json.loads(run_cli("subnets", copied, "ls", "--json").stdout)["sizes"]
+    assert len(listed) == 4 and any(row["size"].endswith("M") for row in listed)
+    kept = next(row["size"] for row in listed if row["size"].endswith("M"))
+    assert parameter_count(load_size(copied, kept).model) < largest
+    with pytest.raises(UsageError, match=r"has a size .*M already; choose another budget"):
+        run_cli(*words)
+    slow = json.loads(run_cli("subnets", copied, "find", dev, "--budget", 1e6, "--of", "latency", "--json").stdout)
+    assert slow["found"][0]["share"] == 1 and slow["found"][0]["taken"] > 0
+    with pytest.raises(UsageError, match="is below the smallest subnet"):
+        run_cli("subnets", copied, "find", dev, "--budget", 10, "--of", "parameters")
+    with pytest.raises(UsageError, match="name a manifest to measure on, and --of macs, parameters, latency"):
+        run_cli("subnets", copied, "find", dev, "--of", "joules")
 
 
 @pytest.mark.slow

@@ -12,26 +12,43 @@ from manyvoice.errors import UsageError
 
 Model = Annotated[str, typer.Argument(help="Model folder of a supernet.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-_DOES = ("ls", "show", "compare", "extract")
+_DOES = ("ls", "show", "compare", "extract", "find")
 
 
 def subnets(
     model: Model,
-    verb: Annotated[str, typer.Argument(help="ls, show SIZE, compare [MANIFEST], extract SIZE.")] = "ls",
+    verb: Annotated[str, typer.Argument(help="ls, show SIZE, compare [MANIFEST], extract SIZE, find MANIFEST.")] = "ls",
     what: Annotated[str | None, typer.Argument(help="A size, or the manifest to compare on.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder that extract writes.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG that compare draws: error rate against MACs.")] = None,
     speed: Annotated[bool, typer.Option(help="Measure how fast each size runs here.")] = True,
+    budget: Annotated[float, typer.Option(help="That find may spend.")] = 0.5,
+    of: Annotated[str, typer.Option(help="macs (a share), parameters, or latency (ms for 10 s here).")] = "macs",
+    search: Annotated[int, typer.Option(help="Random subnets that find tries beside the uniform one.")] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Add what find has found to the sizes.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List a supernet's sizes, show what one keeps, compare them, or write one as a model of its own.
+    """List a supernet's sizes, show what one keeps, compare them, write one as a model, or find one for a budget.
 
     Example: manyvoice subnets runs/mine/model extract 40 --output phone/
     """
+    from manyvoice.data.manifest import open_corpus
     from manyvoice.recipes import sizes
+    from manyvoice.recipes.find import KINDS, Budget, find_sizes
 
     if verb not in _DOES:
         raise UsageError(f"subnets {verb}: must be {', '.join(_DOES)}; for example: manyvoice subnets {model} ls")
+    if verb == "find":
+        if what is None or of not in KINDS:
+            raise UsageError(
+                f"subnets find: name a manifest to measure on, and --of {', '.join(KINDS)}; for example: "
+                f"manyvoice subnets {model} find dev.jsonl --budget 50 --of latency"
+            )
+        with Terminal() as terminal:
+            wanted = Budget(limit=budget, of=of)
+            rows = find_sizes(model, open_corpus(what), wanted, tries=search, keep=keep, watcher=terminal)
+        _show_found(rows, of, as_json=as_json)
+        return
     if verb in ("show", "extract") and what is None:
         raise UsageError(f"subnets {verb}: name a size, such as {verb} 55; `manyvoice subnets {model} ls` lists them")
     if verb == "ls":
@@ -46,8 +63,6 @@ def subnets(
         card = sizes.extract_size(model, str(what), folder)
         emit({"folder": str(folder), **card}, as_json=as_json, text=f"{folder}: {card['parameters']} parameters")
     else:
-        from manyvoice.data.manifest import open_corpus
-
         with Terminal() as terminal:
             corpus = None if what is None else open_corpus(what)
             rows = sizes.compare_sizes(model, corpus, speed=speed, watcher=terminal)
@@ -73,6 +88,18 @@ def _show_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
         ]  # fmt: skip
         drawn.append([*cells, f"{row['times_real_time']:.0f}"] if fast else cells)
     table("", [*columns, "times real time, one thread"] if fast else columns, drawn)
+
+
+def _show_found(rows: list[dict[str, Any]], of: str, *, as_json: bool) -> None:
+    if as_json:
+        emit({"found": rows}, as_json=True, text="")
+        return
+    columns = ["how", f"{of} taken", "MACs of layers", "M parameters", "WER", "subnets tried"]
+    drawn = []
+    for r in rows:
+        costs = [f"{r['taken']:.4g}", f"{r['share']:.0%}", f"{r['parameters'] / 1e6:.2f}"]
+        drawn.append([r["how"], *costs, f"{r['wer']:.2%}", r["tried"]])
+    table("", columns, drawn)
 
 
 def add_to(app: typer.Typer) -> None:

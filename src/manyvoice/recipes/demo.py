@@ -58,7 +58,7 @@ class Demo:
 
 
 def demo(
-    folder: Path = Path("runs/demo"), *, utterances: int = 1600, epochs: int = 7, watcher: Watcher | None = None
+    folder: Path = Path("runs/demo"), *, utterances: int = 1600, epochs: int = 8, watcher: Watcher | None = None
 ) -> Demo:
     """Run it in ``folder``; what an interrupted demo has finished is used again.
 
@@ -72,7 +72,7 @@ def demo(
     watcher.note(f"1 of 5  a corpus of digit strings, spoken by 6 synthetic speakers, in {folder / 'speech'}")
     parts = speak(folder / "speech", utterances, watcher)
     seconds["speak"], started = _lap(started)
-    watcher.note("2 of 5  a recogniser of 0.7 million parameters in five sizes, all trained at once from nothing")
+    watcher.note("2 of 5  a recogniser of 0.9 million parameters in five sizes, all trained at once from nothing")
     model = train(run_of(folder, parts, epochs), watcher=watcher, command="manyvoice demo")
     seconds["train"], started = _lap(started)
     test = open_corpus(parts["test"])
@@ -119,7 +119,7 @@ def run_of(folder: Path, parts: dict[str, Path], epochs: int) -> RunConfig:
             "batch": {"seconds": 14},
             "augment": {"freq_masks": 0, "time_masks": 0},
             "optimizer": {"lr": 6e-4, "warmup": 0.2},
-            "elastic": {"sizes": _SIZES},
+            "elastic": {"sizes": _SIZES, "warmup": 0.5},
             "train": {"epochs": epochs},
         }
     )

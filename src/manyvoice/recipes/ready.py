@@ -37,14 +37,17 @@ def ready(model: PreTrainedModel, config: RunConfig, accelerator: Accelerator) -
     return frozen
 
 
-def passes_of(model: PreTrainedModel, config: RunConfig) -> Passes:
-    """What a step minimises: CTC, or a supernet's sandwich of it."""
+def passes_of(model: PreTrainedModel, config: RunConfig, steps: int = 0) -> Passes:
+    """What a step minimises: CTC, or a supernet's sandwich of it.
+
+    Args: steps: of the whole run, a share of which the largest trains alone; 0 is past that share.
+    """
     if config.elastic is None:
         return one_pass(ctc)
-    return supernet_passes(model, config.elastic, config.seed)
+    return supernet_passes(model, config.elastic, config.seed, steps)
 
 
-def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, seed: int) -> SupernetPasses:
+def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, seed: int, steps: int = 0) -> SupernetPasses:
     """A supernet's sizes, sampling and distillation as a run says. UsageError if its sizes cannot be."""
     elastic = Elastic(model)
     grid = Grid(model, elastic.family)
@@ -52,7 +55,8 @@ def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, seed: int) 
     sampler: Sampler = Alone(sizes, seed=seed)
     if settings.sandwich:
         between = grid if settings.named < 1 else None
-        sampler = Sandwich(sizes, seed=seed, others=settings.others, grid=between, named=settings.named)
+        start = round(settings.warmup * steps)
+        sampler = Sandwich(sizes, seed=seed, others=settings.others, grid=between, named=settings.named, start=start)
     return SupernetPasses(elastic, sampler, distill=settings.distill, hard=settings.hard, dropout=settings.dropout)
 
 

@@ -26,7 +26,7 @@ from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.subnet import Subnet, read_subnet, whole, write_subnet
 from manyvoice.errors import ModelError, UsageError, WorkError
 from manyvoice.models import batchnorm
-from manyvoice.models.cost import Costs, cost_of
+from manyvoice.models.cost import cost_of
 from manyvoice.models.load import resolve
 from manyvoice.recipes.card import measured, read_card, write_derived_card
 from manyvoice.recipes.prepare import Prepared
@@ -69,26 +69,34 @@ def save_sizes(
     """
     recogniser = prepared.recogniser
     elastic, model = passes.elastic, recogniser.model
-    supernet = recogniser.fingerprint()
-    place = folder / FOLDER
-    place.mkdir(exist_ok=True)
+    saved = Recogniser(model, recogniser.family, recogniser.tokenizer, recogniser.log_mel, folder)
     for subnet in passes.sampler.sizes:
         own = None if frozen or subnet.kept == whole(elastic.anatomy).kept else elastic.statistics()
         if own is not None:
             with elastic.at(subnet, statistics=own):
                 batchnorm.recalibrate(model, forwards())
-            plan = elastic.plan(subnet)
-            inside = tuple(f"{elastic.anatomy.layers}.{i}." for i in plan.layers)
-            own = {n: t.contiguous() for n, t in own.items() if n.startswith(inside)}
-            save_file(own, str(place / f"{subnet.name}.safetensors"))
-        alone = _alone(recogniser, elastic, Size(subnet=subnet, statistics=own, document={}))
+        size = Size(subnet=subnet, statistics=own, document={})
+        small = alone(recogniser, elastic, size)
         corpora = prepared.corpora
-        results = measured(alone, {"dev": corpora.dev, "test": corpora.test}, watcher, f"size {subnet.name} on")
+        results = measured(small, {"dev": corpora.dev, "test": corpora.test}, watcher, f"size {subnet.name} on")
         costs = cost_of(model, recogniser.family, subnet.kept)
-        more = {"own_statistics": own is not None, "costs": _costs(costs), "results": results}
-        write_subnet(place / f"{subnet.name}.json", subnet, supernet=supernet, more=more)
+        write_size(saved, size, {"costs": asdict(costs), "results": results})
         shown = ", ".join(f"{role} WER {r['wer']:.2%}" for role, r in results.items())
         watcher.note(f"size {subnet.name}: {costs.parameters / 1e6:.2f} M parameters, {shown}")
+
+
+def write_size(recogniser: Recogniser, size: Size, more: dict[str, Any]) -> None:
+    """Put a size beside the model it belongs to."""
+    place = _folder(recogniser) / FOLDER
+    place.mkdir(exist_ok=True)
+    subnet = size.subnet
+    if size.statistics is not None:
+        elastic = Elastic(recogniser.model)
+        inside = tuple(f"{elastic.anatomy.layers}.{i}." for i in elastic.plan(subnet).layers)
+        kept = {n: t.contiguous() for n, t in size.statistics.items() if n.startswith(inside)}
+        save_file(kept, str(place / f"{subnet.name}.safetensors"))
+    more = {"own_statistics": size.statistics is not None, **more}
+    write_subnet(place / f"{subnet.name}.json", subnet, supernet=recogniser.fingerprint(), more=more)
 
 
 def read_sizes(folder: Path, recogniser: Recogniser) -> list[Size]:
@@ -117,7 +125,7 @@ def load_size(spec: str | Path, size: str | None, *, device: str = "cpu") -> Rec
     recogniser = Recogniser.load(spec, device=device)
     if size is None:
         return recogniser
-    return _alone(recogniser, Elastic(recogniser.model), find_size(recogniser, size))
+    return alone(recogniser, Elastic(recogniser.model), find_size(recogniser, size))
 
 
 def find_size(recogniser: Recogniser, name: str) -> Size:
@@ -146,9 +154,9 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
     if output.exists() and any(output.iterdir()):
         raise UsageError(f"{output} is not empty; name a new folder")
     elastic = Elastic(recogniser.model)
-    alone = _alone(recogniser, elastic, size)
+    small = alone(recogniser, elastic, size)
     try:
-        alone.save(output)
+        small.save(output)
         layers = {"original_layers": list(elastic.plan(size.subnet).layers)}
         document = {k: size.document[k] for k in ("costs", "results")}
         write_subnet(output / "subnet.json", size.subnet, supernet=recogniser.fingerprint(), more=layers | document)
@@ -156,7 +164,7 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
         raise WorkError(f"{output}: cannot be written ({error}); free space or name another folder") from error
     folder = _folder(recogniser)
     return write_derived_card(
-        output, alone, read_card(folder), results=size.document["results"],
+        output, small, read_card(folder), results=size.document["results"],
         command=f"manyvoice subnets {spec} extract {name}",
     )  # fmt: skip
 
@@ -177,7 +185,7 @@ def compare_sizes(
     rows = []
     largest = sizes[0].document["costs"]["layer_macs"]
     for size in sizes:
-        alone = _alone(recogniser, elastic, size)
+        small = alone(recogniser, elastic, size)
         costs = size.document["costs"]
         row: dict[str, Any] = {
             "size": size.subnet.name, "parameters": costs["parameters"],
@@ -189,13 +197,13 @@ def compare_sizes(
         else:
             name = f"size {size.subnet.name}"
             found = evaluate(
-                alone,
+                small,
                 corpus,
                 progress=lambda done, n, name=name: watcher.progress(name, done, n),  # type: ignore[misc]
             ).as_dict()
         row |= {"wer": found["wer"], "wer_interval": found.get("wer_interval"), "cer": found["cer"]}
         if speed:
-            row["times_real_time"] = round(speed_of(alone).rtfx, 1)
+            row["times_real_time"] = round(speed_of(small).rtfx, 1)
         rows.append(row)
     return rows
 
@@ -213,7 +221,8 @@ def speed_of(recogniser: Recogniser) -> Speed:
         torch.set_num_threads(threads)
 
 
-def _alone(recogniser: Recogniser, elastic: Elastic, size: Size) -> Recogniser:
+def alone(recogniser: Recogniser, elastic: Elastic, size: Size) -> Recogniser:
+    """A size as a recogniser of its own."""
     model = extract(elastic, size.subnet, statistics=size.statistics)
     model.to(recogniser.device)  # type: ignore[arg-type]  # Transformers wraps nn.Module.to untyped
     return Recogniser(model, recogniser.family, recogniser.tokenizer, recogniser.log_mel)
@@ -222,10 +231,6 @@ def _alone(recogniser: Recogniser, elastic: Elastic, size: Size) -> Recogniser:
 def _folder(recogniser: Recogniser) -> Path:
     assert recogniser.folder is not None, "loaded from a folder"
     return resolve(recogniser.folder)
-
-
-def _costs(costs: Costs) -> dict[str, Any]:
-    return asdict(costs)
 
 
 def describe(size: Size) -> str:

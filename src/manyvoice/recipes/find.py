@@ -1,0 +1,161 @@
+"""More sizes of a trained supernet, for budgets that nobody thought of before: by rule, and by random search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+
+from manyvoice.data.collate import Collator, LiveFeatures
+from manyvoice.data.manifest import Corpus
+from manyvoice.decode.evaluate import batches_by_length, evaluate
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.elastic.extract import extract
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.search import random_search
+from manyvoice.elastic.sizes import Grid, Measure, Shape, nested_sizes
+from manyvoice.elastic.subnet import Subnet, whole
+from manyvoice.errors import UsageError
+from manyvoice.models import batchnorm
+from manyvoice.models.cost import cost_of
+from manyvoice.recipes.card import measured
+from manyvoice.recipes.sizes import Size, alone, read_sizes, speed_of, write_size
+from manyvoice.recipes.watch import Silent, Watcher
+from manyvoice.types import Seconds
+
+Kind = Literal["macs", "parameters", "latency"]
+KINDS: tuple[Kind, ...] = ("macs", "parameters", "latency")
+# As at the end of training, and as AlphaNet has it.
+_CALIBRATE, _BATCH = 64, Seconds(60.0)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a size may take. Args: of: share of the layers' MACs, parameters, or ms for 10 s of audio on one thread."""
+
+    limit: float
+    of: Kind
+
+    @property
+    def name(self) -> str:
+        """What a size for it is called."""
+        return {
+            "macs": f"{100 * self.limit:g}",
+            "parameters": f"{self.limit / 1e6:g}M",
+            "latency": f"{self.limit:g}ms",
+        }[self.of]
+
+
+def find_sizes(
+    spec: str | Path,
+    corpus: Corpus,
+    budget: Budget,
+    *,
+    tries: int = 0,
+    keep: bool = False,
+    watcher: Watcher | None = None,
+) -> list[dict[str, Any]]:
+    """A row for the balanced uniform subnet of a budget, and for the best of ``tries`` drawn at random under it.
+
+    Statistics are measured on the corpus's sound where the supernet's sizes have their own, and error rates on its
+    texts.
+
+    Args: keep: put the best row's subnet among the model's sizes.
+    Raises: UsageError for a budget below the smallest subnet, or a name that the model has already.
+    """
+    watcher = watcher or Silent()
+    recogniser = Recogniser.load(spec)
+    assert recogniser.folder is not None, "loaded from a folder"
+    there = read_sizes(recogniser.folder, recogniser)
+    if keep and budget.name in {s.subnet.name for s in there}:
+        raise UsageError(f"{recogniser.folder} has a size {budget.name} already; choose another budget")
+    own = any(s.statistics is not None for s in there)
+    elastic = Elastic(recogniser.model)
+    grid = Grid(recogniser.model, recogniser.family)
+    measure = measure_of(grid, recogniser, budget.of)
+    scored: dict[frozenset[str], tuple[Size, dict[str, Any]]] = {}
+
+    def score(subnet: Subnet) -> float:
+        statistics = elastic.statistics() if own and subnet.kept != everything else None
+        if statistics is not None:
+            with elastic.at(subnet, statistics=statistics):
+                batchnorm.recalibrate(recogniser.model, _forwards(recogniser, corpus))
+        size = Size(subnet=subnet, statistics=statistics, document={})
+        found = evaluate(alone(recogniser, elastic, size), corpus).as_dict()
+        scored[subnet.kept] = size, found
+        watcher.progress("sizes tried", len(scored), tries + 1)
+        return float(found["wer"])
+
+    everything = whole(elastic.anatomy).kept
+    uniform = nested_sizes(grid, [budget.limit], measure)[0]
+    score(uniform)
+    chosen = [("uniform", uniform)]
+    if tries:
+        chosen.append(
+            ("random search", random_search(grid, budget.limit, score, tries=tries, measure=measure)[0].subnet)
+        )
+    rows = []
+    for how, subnet in chosen:
+        found = scored[subnet.kept][1]
+        costs = cost_of(recogniser.model, recogniser.family, subnet.kept)
+        rows.append(
+            {"how": how, "taken": measure(subnet), "share": grid.share(subnet), "parameters": costs.parameters,
+             "wer": found["wer"], "wer_interval": found.get("wer_interval"), "tried": 1 if how == "uniform" else tries}
+        )  # fmt: skip
+    if keep:
+        best = min(chosen, key=lambda c: float(scored[c[1].kept][1]["wer"]))[1]
+        size = replace(scored[best.kept][0], subnet=replace(best, name=budget.name))
+        results = measured(alone(recogniser, elastic, size), {"dev": corpus}, watcher, f"size {budget.name} on")
+        costs = cost_of(recogniser.model, recogniser.family, best.kept)
+        write_size(recogniser, size, {"costs": asdict(costs), "results": results, "budget": asdict(budget)})
+        watcher.note(f"kept as size {budget.name}")
+    return rows
+
+
+def measure_of(grid: Grid, recogniser: Recogniser, kind: Kind) -> Measure:
+    """What a budget counts."""
+    if kind == "macs":
+        return grid.share
+    if kind == "parameters":
+        return lambda subnet: float(grid.costs(subnet).parameters)
+    return latency(grid, recogniser)
+
+
+def latency(grid: Grid, recogniser: Recogniser) -> Measure:
+    """Milliseconds for 10 s of audio on one thread of this machine: c0 + c1 layers + c2 chunks + c3 heads.
+
+    The four are fitted to measured times of eight uniform subnets; measuring every candidate would take minutes.
+    """
+    elastic, top = Elastic(recogniser.model), grid.largest
+    corners = [
+        (d, c, h) for d in (max(1, top.layers // 2), top.layers) for c in (1, top.chunks) for h in (1, top.heads)
+    ]
+    times, features = [], []
+    for layers, chunks, heads in dict.fromkeys(corners):
+        subnet = grid.subnet(Shape(layers, chunks, heads), "timed")
+        model = extract(elastic, subnet)
+        small = Recogniser(model, recogniser.family, recogniser.tokenizer, recogniser.log_mel)
+        times.append(1000 * speed_of(small).median)
+        features.append(_counts(grid, subnet))
+    weights = np.linalg.lstsq(np.asarray(features), np.asarray(times), rcond=None)[0].clip(min=0)
+    return lambda subnet: float(np.asarray(_counts(grid, subnet)) @ weights)
+
+
+def _counts(grid: Grid, subnet: Subnet) -> list[float]:
+    """1, layers, and chunks and heads of all layers together."""
+    kinds = [c.kind for c in grid.anatomy.components if c.name in subnet.kept]
+    return [1.0, *(float(kinds.count(k)) for k in ("layer", "ff_chunk", "head"))]
+
+
+def _forwards(recogniser: Recogniser, corpus: Corpus) -> Iterator[Callable[[], object]]:
+    """Passes over the corpus's sound, texts unread."""
+    collator = Collator(corpus, LiveFeatures(corpus, recogniser.log_mel), [[] for _ in range(len(corpus))])
+    order = np.random.default_rng(0).permutation(len(corpus))
+    parts = [order[i] for i in batches_by_length(corpus.durations_N[order], _BATCH)]
+    for indices in parts[:: max(1, len(parts) // _CALIBRATE)][:_CALIBRATE]:
+        batch = collator(indices)
+        yield lambda batch=batch: recogniser.family.encode(recogniser.model, batch.features_BTF, batch.len_B)  # type: ignore[misc]
