@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from manyvoice.errors import ManyvoiceError
     from manyvoice.models.anatomy import anatomy_of
     from manyvoice.recipes.card import check_model
+    from manyvoice.recipes.sizes import load_size
     from manyvoice.recipes.train import train
     from manyvoice.recipes.transcribe import Transcript, transcribe
 
@@ -44,6 +45,7 @@ _WHERE = {
     "evaluate": "decode.evaluate",
     "import_corpus": "data.importers",
     "join_clips": "data.join",
+    "load_size": "recipes.sizes",
     "make_run": "config",
     "open_corpus": "data.manifest",
     "read_run": "config",
@@ -70,6 +72,7 @@ __all__ = [
     "evaluate",
     "import_corpus",
     "join_clips",
+    "load_size",
     "make_run",
     "open_corpus",
     "read_run",
