@@ -125,7 +125,6 @@ class ElasticConfig(_Section):
 
     Args:
         sizes: shares of the largest model's multiply-accumulates in the encoder's layers, 1 among them.
-        warmup: share of the run in which the largest trains alone; before it says anything it has nothing to teach.
         others: subnets that a step trains beside the largest; with 1, in turn the smallest and a random one.
         named: share of random draws that are one of the sizes; the others are any uniform subnet between them.
         distill: what the others learn from the largest of the same step: adaptive alpha-divergence, KL, or nothing.
@@ -135,7 +134,6 @@ class ElasticConfig(_Section):
     """
 
     sizes: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.55, 0.4, 0.25]
-    warmup: Share = 0.4
     others: Positive = 1
     named: Share = 0.5
     distill: Literal["alpha", "kl", "none"] = "alpha"
@@ -145,10 +143,14 @@ class ElasticConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """How long, how precise, and what is kept. ``every`` counts steps; 0 is once an epoch."""
+    """How long, how precise, and what is kept. ``every`` counts steps; 0 is once an epoch.
+
+    Args: flat_start: until the model says half of an utterance's labels, expect them evenly spread over its frames.
+    """
 
     epochs: Positive = 20
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    flat_start: bool = True
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     keep_last: Positive = 2

@@ -16,7 +16,8 @@ from manyvoice.elastic.sizes import Grid, nested_sizes
 from manyvoice.models.batchnorm import masked_norms
 from manyvoice.models.load import build_model, fingerprint
 from manyvoice.train.distributed import start
-from manyvoice.train.objective import ctc, ctc_of, one_pass, scores_of
+from manyvoice.train.flatstart import flat_ctc, flat_ctc_of, said
+from manyvoice.train.objective import ctc_per_utterance, one_pass, scores_of
 from manyvoice.train.optim import build_optimizer
 from manyvoice.train.sandwich import SupernetPasses
 from manyvoice.train.schedule import build_schedule
@@ -67,17 +68,19 @@ def test_the_gradient_is_the_sum_over_the_subnets(model: Any, batch: Batch, dist
     found = gradients(model, passes, batch)
     model.zero_grad(set_to_none=True)
     scores = scores_of(model, batch)
-    ctc_of(scores, batch, 8).total.backward()
-    teacher = scores.x.detach()
+    flat_ctc_of(scores, batch, 8).total.backward()
+    teacher, mask = scores.x.detach(), scores.mask_BT()
+    share_B = torch.ones(2) if distill == "none" else said(teacher, mask, 8, batch.token_len_B)
+    assert share_B.all(), "the teacher must say something, or this shows nothing"
     for drawn in passes.sampler.draw(5)[1:]:
         with passes.elastic.at(drawn.subnet, dropout=True):
             scores = scores_of(model, batch)
             share = 1.0 if distill == "none" else hard
-            total = share * ctc_of(scores, batch, 8).total
+            total = share * ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, 8)
             if distill != "none":
                 how = adaptive_alpha if distill == "alpha" else kl
                 total = total + (1 - share) * frames_distilled(how, teacher, scores.x, scores.mask_BT())
-            total.backward()
+            (share_B * total).sum().backward()
     for n, p in model.named_parameters():
         assert (p.grad is None) == (n not in found)
         if p.grad is not None:
@@ -101,7 +104,7 @@ def step_of(model: Any, passes: Any) -> PlainStep:
 def test_a_step_logs_the_subnets_loss_a_token(model: Any, batch: Batch) -> None:
     log = step_of(model, passes_of(model))([batch], Place())
     assert log["loss_subnets"] > 0 and log["tokens"] == 5
-    assert log["loss"] == pytest.approx(float(ctc(build_again(), batch).total.detach()) / 5, rel=1e-6)
+    assert log["loss"] == pytest.approx(float(flat_ctc(build_again(), batch).total.detach()) / 5, rel=1e-6)
 
 
 def build_again() -> Any:
@@ -115,7 +118,7 @@ def test_one_size_a_step_trains_as_if_it_were_alone(model: Any, batch: Batch) ->
     step = next(s for s in range(50) if passes.sampler.draw(s)[0].subnet.name == "30")
     subnet = passes.sampler.draw(step)[0].subnet
     alone = extract(passes.elastic, subnet)
-    step_of(alone, one_pass(ctc))([batch], Place(step=step))
+    step_of(alone, one_pass(flat_ctc))([batch], Place(step=step))
     step_of(model, passes)([batch], Place(step=step))
     again = extract(passes.elastic, subnet)
     for (n, p), q in zip(alone.named_parameters(), again.parameters(), strict=True):
@@ -137,3 +140,11 @@ def test_memory_that_runs_out_in_a_subnet_leaves_a_whole_model(model: Any, batch
     with pytest.raises(Exception, match="memory"):
         step_of(model, failing)([batch.rows(0, 1)], Place())
     assert fingerprint(model) == before and len([*model.encoder.layers]) == 2
+
+
+def test_subnets_wait_for_a_teacher_that_says_something(model: Any, batch: Batch) -> None:
+    with torch.no_grad():
+        model.ctc_head.bias[8] = 50.0  # blanks only
+    model.train()
+    assert len(list(passes_of(model)(model, batch, 0))) == 1
+    assert len(list(passes_of(model, distill="none")(model, batch, 0))) == 3

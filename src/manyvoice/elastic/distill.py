@@ -85,10 +85,10 @@ DIVERGENCES: dict[str, Divergence] = {"alpha": adaptive_alpha, "kl": kl}
 
 
 def frames_distilled(divergence: Divergence, teacher_BTV: Tensor, student_BTV: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum of a divergence over valid frames; the teacher gets no gradient. A scalar, in float32 at least."""
+    """Sum of a divergence over an utterance's frames, B; the teacher gets no gradient. In float32 at least."""
     dtype = torch.promote_types(student_BTV.dtype, torch.float32)
     found_BT = divergence(teacher_BTV.detach().to(dtype), student_BTV.to(dtype))
-    return found_BT.masked_fill(~mask_BT, 0.0).sum()
+    return found_BT.masked_fill(~mask_BT, 0.0).sum(1)
 
 
 def _log(clip: float) -> float:

@@ -35,7 +35,6 @@ class Sandwich:
         grid: what random ones are drawn from besides the sizes: any uniform subnet between the smallest and the
             largest; None draws sizes only.
         others: subnets beside the largest in a step.
-        start: the first step in which others than the largest train.
         named: share of random draws that are one of the sizes.
     Raises: UsageError if the sizes are no two nested subnets, or out of order.
     """
@@ -48,12 +47,11 @@ class Sandwich:
         others: int = 1,
         grid: Grid | None = None,
         named: float = 0.5,
-        start: int = 0,
     ) -> None:
         if len(sizes) < 2 or any(small not in large for large, small in zip(sizes, sizes[1:], strict=False)):
             raise UsageError("sampling wants two or more nested sizes, largest first; see elastic.sizes")
         self.sizes: Sequence[Subnet] = tuple(sizes)
-        self.seed, self.others, self.named, self.start = seed, others, named, start
+        self.seed, self.others, self.named = seed, others, named
         self.largest, self.smallest = self.sizes[0], self.sizes[-1]
         self._pool = [] if grid is None else _between(grid, self.largest, self.smallest)
 
@@ -64,8 +62,6 @@ class Sandwich:
             Drawn(subnet=self.largest, role="largest"),
             Drawn(subnet=self.smallest, role="smallest"),
         )
-        if step < self.start:
-            return [largest]
         if self.others == 1:
             return [largest, smallest if step % 2 == 0 else self._other(rng)]
         return [largest, *(self._other(rng) for _ in range(self.others - 1)), smallest]

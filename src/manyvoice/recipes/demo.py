@@ -119,7 +119,7 @@ def run_of(folder: Path, parts: dict[str, Path], epochs: int) -> RunConfig:
             "batch": {"seconds": 14},
             "augment": {"freq_masks": 0, "time_masks": 0},
             "optimizer": {"lr": 6e-4, "warmup": 0.2},
-            "elastic": {"sizes": _SIZES, "warmup": 0.5},
+            "elastic": {"sizes": _SIZES},
             "train": {"epochs": epochs},
         }
     )

@@ -11,6 +11,7 @@ from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.sampling import Alone, Sandwich
 from manyvoice.elastic.sizes import Grid, nested_sizes
 from manyvoice.models import batchnorm
+from manyvoice.train.flatstart import flat_ctc
 from manyvoice.train.objective import Passes, ctc, one_pass
 from manyvoice.train.optim import build_optimizer
 from manyvoice.train.sandwich import Sampler, SupernetPasses
@@ -37,27 +38,30 @@ def ready(model: PreTrainedModel, config: RunConfig, accelerator: Accelerator) -
     return frozen
 
 
-def passes_of(model: PreTrainedModel, config: RunConfig, steps: int = 0) -> Passes:
-    """What a step minimises: CTC, or a supernet's sandwich of it.
-
-    Args: steps: of the whole run, a share of which the largest trains alone; 0 is past that share.
-    """
+def passes_of(model: PreTrainedModel, config: RunConfig) -> Passes:
+    """What a step minimises: CTC, or a supernet's sandwich of it."""
     if config.elastic is None:
-        return one_pass(ctc)
-    return supernet_passes(model, config.elastic, config.seed, steps)
+        return one_pass(flat_ctc if config.train.flat_start else ctc)
+    return supernet_passes(model, config.elastic, config)
 
 
-def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, seed: int, steps: int = 0) -> SupernetPasses:
+def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, config: RunConfig) -> SupernetPasses:
     """A supernet's sizes, sampling and distillation as a run says. UsageError if its sizes cannot be."""
-    elastic = Elastic(model)
+    elastic, seed = Elastic(model), config.seed
     grid = Grid(model, elastic.family)
     sizes = nested_sizes(grid, settings.sizes)
     sampler: Sampler = Alone(sizes, seed=seed)
     if settings.sandwich:
         between = grid if settings.named < 1 else None
-        start = round(settings.warmup * steps)
-        sampler = Sandwich(sizes, seed=seed, others=settings.others, grid=between, named=settings.named, start=start)
-    return SupernetPasses(elastic, sampler, distill=settings.distill, hard=settings.hard, dropout=settings.dropout)
+        sampler = Sandwich(sizes, seed=seed, others=settings.others, grid=between, named=settings.named)
+    return SupernetPasses(
+        elastic,
+        sampler,
+        distill=settings.distill,
+        hard=settings.hard,
+        dropout=settings.dropout,
+        flat_start=config.train.flat_start,
+    )
 
 
 def learning_rate(config: RunConfig) -> float:

@@ -132,7 +132,7 @@ class Training:
         self.frozen = ready(self.model, self.config, self.accelerator)
         self.optimizer = make_optimizer(self.model, self.config)
         self.limits = Limits(self._tell_version)
-        self.passes = passes_of(self.model, self.config, self.config.train.epochs * self.prepared.plan.steps(0))
+        self.passes = passes_of(self.model, self.config)
         step = PlainStep(
             self.model,
             self.passes,

@@ -16,7 +16,8 @@ from manyvoice.elastic.sampling import Drawn
 from manyvoice.elastic.still import held_still, outside
 from manyvoice.elastic.subnet import Subnet
 from manyvoice.models import batchnorm
-from manyvoice.train.objective import Loss, ctc_of, scores_of
+from manyvoice.train.flatstart import flat_ctc_of, said
+from manyvoice.train.objective import Loss, ctc_of, ctc_per_utterance, scores_of
 from manyvoice.types import Batch
 
 Distillation = Literal["alpha", "kl", "none"]
@@ -33,22 +34,33 @@ class Sampler(Protocol):
 
 @final
 class SupernetPasses:
-    """CTC on the first subnet of the step; hard x CTC + (1 - hard) x divergence from it on the others.
+    """CTC on the first subnet of the step; w (hard x CTC + (1 - hard) x divergence from it) on the others.
 
     TODM (arXiv:2309.01947) after AlphaNet (arXiv:2102.07954). Each pass is back-propagated before the next begins, and
-    inside its own narrowing, so memory is that of the largest alone. The divergence is summed over frames, CTC over
-    utterances. The norms' running statistics are the largest subnet's.
+    inside its own narrowing, so memory is that of the largest alone. The divergence is summed over frames. w is how
+    much of an utterance's labels the teacher says (:func:`manyvoice.train.flatstart.said`), 1 without distillation:
+    while the largest is on its plateau the others wait, which costs nothing. The norms' running statistics are the
+    largest's.
 
     Args:
         distill: adaptive alpha-divergence, plain KL, or none: then the labels alone.
         hard: share of the labels in what the others learn from.
         dropout: rates follow the kept width.
+        flat_start: the first subnet's CTC has one.
     """
 
     def __init__(
-        self, elastic: Elastic, sampler: Sampler, *, distill: Distillation, hard: float, dropout: bool
+        self,
+        elastic: Elastic,
+        sampler: Sampler,
+        *,
+        distill: Distillation,
+        hard: float,
+        dropout: bool,
+        flat_start: bool = True,
     ) -> None:
         self.elastic, self.sampler, self.dropout = elastic, sampler, dropout
+        self.ctc = flat_ctc_of if flat_start else ctc_of
         self.divergence = DIVERGENCES.get(distill)
         self.hard = hard if self.divergence is not None else 1.0
         self.blank = elastic.family.blank(elastic.model)
@@ -58,22 +70,28 @@ class SupernetPasses:
         first, *others = self.sampler.draw(step)
         with self._at(first):
             scores = scores_of(model, batch)
-            loss = ctc_of(scores, batch, self.blank)
+            loss = self.ctc(scores, batch, self.blank)
             teacher_BTV, mask_BT = scores.x.detach(), scores.mask_BT()
+            share_B = torch.ones_like(batch.token_len_B, dtype=torch.float32)
+            if self.divergence is not None:
+                share_B = said(teacher_BTV, mask_BT, self.blank, batch.token_len_B)
             del scores
             loss.counts["loss_subnets"] = 0.0
             yield loss
         del loss
+        if not share_B.any():
+            return
         told = 0.0
         for drawn in others:
             with self._at(drawn):
                 scores = scores_of(model, batch)
-                total = scores.x.new_zeros((), dtype=torch.promote_types(scores.x.dtype, torch.float32))
+                loss_B = scores.x.new_zeros(len(batch), dtype=torch.promote_types(scores.x.dtype, torch.float32))
                 if self.hard:
-                    total = total + self.hard * ctc_of(scores, batch, self.blank).total
+                    loss_B = self.hard * ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, self.blank)
                 if self.divergence is not None and self.hard < 1:
-                    far = frames_distilled(self.divergence, teacher_BTV, scores.x, mask_BT)
-                    total = total + (1 - self.hard) * far
+                    far_B = frames_distilled(self.divergence, teacher_BTV, scores.x, mask_BT)
+                    loss_B = loss_B + (1 - self.hard) * far_B
+                total = (share_B * loss_B).sum()
                 told += float(total.detach()) / len(others)
                 del scores
                 yield Loss(total, batch.token_len_B.sum(), {"loss_subnets": told})
