@@ -8,7 +8,7 @@ Real digits joined to strings of 1 to 24 clips with a long tail. *careless*: ran
 which the worst batch fits into the memory. *bins* and *neighbourhood*: sizes measured for the same memory, limited to
 as many updates an epoch as careless makes, so that the arms differ in padding and not in how often weights move. Peak
 memory is the process's own. Every arm has BatchNorm without padding; its batch statistics do depend on which
-utterances share a batch.
+utterances share a batch. On clean strings all arms end near zero, so accuracy is compared on strings in noise.
 
 When a run from random weights leaves the plateau where it says nothing is chance, and larger than what batches do to
 accuracy. So all arms start from one model, trained on the short strings alone, in batches of its own, until its dev
@@ -30,11 +30,13 @@ from zlib import crc32
 
 import matplotlib
 import numpy as np
+import soundfile
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from manyvoice.config import make_run
+from manyvoice.data.augment import Augment, augment_audio
 from manyvoice.data.buckets import plane_bins
 from manyvoice.data.join import join_clips
 from manyvoice.data.manifest import open_corpus
@@ -58,6 +60,7 @@ MODEL = {
     "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384,
     "subsampling_factor": 4, "subsampling_conv_channels": 16,
 }  # fmt: skip
+SNR = 0.0, 10.0
 KINDS = {"warm": "training", "nothing": "training from nothing"}
 # dev WER below which a model has left the plateau
 PAST = 0.5
@@ -72,7 +75,28 @@ def run(bench: Bench) -> None:
         for seed in map(int, bench.option("seeds", "0").split(",")):
             for arm in ARMS:
                 one(bench, arm, seed, bench.option("start", "warm"))
+                if bench.option("start", "warm") == "warm":
+                    accuracy(bench, arm, seed)
     aims(bench)
+
+
+def noisy(bench: Bench) -> Path:
+    """Test strings in noise of 0 to 10 dB, where error rates are far enough from zero to be compared."""
+    folder = bench.work / "speech" / "noisy"
+    made = folder / "manifest.jsonl"
+    if made.exists():
+        return made
+    clean = folder / "clean"
+    join_clips(bench.data / "digits" / "test.jsonl", clean, strings=24 if bench.toy else 2000, clips=(1, 8), seed=11)
+    settings = Augment(noise=1.0, snr_db=SNR)
+    rows = []
+    for u in open_corpus(clean / "manifest.jsonl"):
+        samples = augment_audio(u.audio.read(16_000), settings, seed=0, epoch=0, utterance=u.id)
+        soundfile.write(folder / f"{u.id}.flac", samples.clip(-1, 1), 16_000)
+        told = {"id": u.id, "audio_filepath": f"{u.id}.flac", "duration": u.duration, "text": u.text}
+        rows.append(json.dumps(told | {"speaker": u.speaker}))
+    made.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return made
 
 
 def corpora(bench: Bench) -> tuple[list[Path], Path]:
@@ -179,6 +203,17 @@ def one(bench: Bench, arm: str, seed: int, start_from: str) -> None:
     )  # fmt: skip
 
 
+def accuracy(bench: Bench, arm: str, seed: int) -> None:
+    """One row: a trained arm on the strings in noise."""
+    if bench.find(arm=arm, seed=seed, kind="accuracy in noise"):
+        return
+    found = evaluate(Recogniser.load(bench.work / "runs" / f"warm-{arm}-{seed}" / "model"), open_corpus(noisy(bench)))
+    bench.row(
+        seed=seed, kind="accuracy in noise", arm=arm, wer=found.words.rate, wer_interval=list(found.words.interval()),
+        errors=errors_of(found.words), words=[c.reference for c in found.words.counts], snr_db=SNR,
+    )  # fmt: skip
+
+
 def errors_of(score: Score) -> list[int]:
     """Errors of each utterance."""
     return [c.errors for c in score.counts]
@@ -262,10 +297,14 @@ def aims(bench: Bench) -> None:
     goal = sum(r["curve"][-1][1] for r in by_arm["careless"]) / len(by_arm["careless"])
     reached = [next((t for t, w in r["curve"] if w <= goal), math.inf) for r in by_arm[CAREFUL]]
     rule = {}
+    heard = {arm: sorted(bench.find(kind="accuracy in noise", arm=arm), key=lambda r: r["seed"]) for arm in ARMS}
+    seeds = min(len(found) for found in heard.values())
+    if not seeds:
+        return
+    words = heard["careless"][0]["words"]
     for arm in ARMS[1:]:
-        words = by_arm["careless"][0]["words"]
         new, base = (
-            Arm(name=a, errors=[r["errors"] for r in by_arm[a][:seeds]], reference_words=words)
+            Arm(name=a, errors=[r["errors"] for r in heard[a][:seeds]], reference_words=words)
             for a in (arm, "careless")
         )
         rule[arm] = compare(new, base, synthetic=False)
@@ -277,11 +316,11 @@ def aims(bench: Bench) -> None:
         Aim(name="time to careless's final dev WER", sense="at most", limit=HALF, unit="of careless's time",
             measured=round(time_share, 3) if math.isfinite(time_share) else None,
             why=f"dev WER {goal:.2%}; by seed {reached} s of {mean['careless'][1]:.0f} s"),
-        Aim(name="accuracy not inferior at equal updates", sense="equal", limit=1, unit="verdicts that hold",
+        Aim(name="accuracy in noise not inferior at equal updates", sense="equal", limit=1, unit="verdicts that hold",
             measured=float(rule[CAREFUL].holds), interval=rule[CAREFUL].interval, why=rule[CAREFUL].sentence()),
         Aim(name="neighbourhoods not inferior to bins", sense="at most", limit=0.05, unit="relative WER",
             measured=round(compare(
-                *(Arm(name=a, errors=[r["errors"] for r in by_arm[a][:seeds]], reference_words=words)
+                *(Arm(name=a, errors=[r["errors"] for r in heard[a][:seeds]], reference_words=words)
                   for a in ("neighbourhood", "bins")), synthetic=False).upper, 4),
             why="the one-sided bound of the comparison"),
     ]  # fmt: skip
