@@ -294,8 +294,6 @@ def aims(bench: Bench) -> None:
         return
     mean = {arm: [sum(r[k] for r in found) / len(found) for k in ("audio_per_second", "train_seconds")]
             for arm, found in by_arm.items()}  # fmt: skip
-    goal = sum(r["curve"][-1][1] for r in by_arm["careless"]) / len(by_arm["careless"])
-    reached = [next((t for t, w in r["curve"] if w <= goal), math.inf) for r in by_arm[CAREFUL]]
     rule = {}
     heard = {arm: sorted(bench.find(kind="accuracy in noise", arm=arm), key=lambda r: r["seed"]) for arm in ARMS}
     seeds = min(len(found) for found in heard.values())
@@ -309,13 +307,17 @@ def aims(bench: Bench) -> None:
         )
         rule[arm] = compare(new, base, synthetic=False)
         bench.watcher.note(rule[arm].sentence())
-    time_share = sum(reached) / len(reached) / mean["careless"][1]
+    # runs were not measured in noise on the way, so reaching the other's error rate takes the whole run at most
+    spent = {arm: {r["seed"]: r["train_seconds"] for r in by_arm[arm]} for arm in (CAREFUL, "careless")}
+    finals = list(zip(heard[CAREFUL], heard["careless"], strict=False))
+    reached = all(ours["wer"] <= theirs["wer"] for ours, theirs in finals)
+    shares = [spent[CAREFUL][ours["seed"]] / spent["careless"][ours["seed"]] for ours, _ in finals]
+    told = "; ".join(f"{ours['wer']:.1%} against {theirs['wer']:.1%} in noise" for ours, theirs in finals)
     bench.aims += [
         Aim(name="throughput against careless in the same memory", sense="at least", limit=TWICE, unit="times",
             measured=round(mean[CAREFUL][0] / mean["careless"][0], 3)),
-        Aim(name="time to careless's final dev WER", sense="at most", limit=HALF, unit="of careless's time",
-            measured=round(time_share, 3) if math.isfinite(time_share) else None,
-            why=f"dev WER {goal:.2%}; by seed {reached} s of {mean['careless'][1]:.0f} s"),
+        Aim(name="time to careless's final WER, every seed", sense="at most", limit=HALF, unit="of careless's time",
+            measured=round(max(shares), 3) if reached else None, why=told),
         Aim(name="accuracy in noise not inferior at equal updates", sense="equal", limit=1, unit="verdicts that hold",
             measured=float(rule[CAREFUL].holds), interval=rule[CAREFUL].interval, why=rule[CAREFUL].sentence()),
         Aim(name="neighbourhoods not inferior to bins", sense="at most", limit=0.05, unit="relative WER",
