@@ -16,6 +16,7 @@ import torch
 from manyvoice.config import RunConfig, make_run
 from manyvoice.data.manifest import open_corpus
 from manyvoice.errors import CheckpointError, CorpusError, UsageError, WorkError
+from manyvoice.recipes import ready
 from manyvoice.recipes import train as recipe
 from manyvoice.recipes.batching import read_plan
 from manyvoice.recipes.prepare import open_corpora
@@ -109,7 +110,7 @@ def test_running_out_of_memory_lowers_a_bin_and_goes_on(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return objective.ctc(model, batch)
 
-    monkeypatch.setattr(recipe, "ctc", small)
+    monkeypatch.setattr(ready, "flat_ctc", small)
     heard = Listener()
     run = configure(tmp_path / "run", batch__seconds=8, batch__bins=2)
     with pytest.raises(WorkError, match="stopped by"):

@@ -1,0 +1,89 @@
+"""The contract of a method: what a submodel has at a site, and how that edits what the site computes.
+
+    B  utterances   T  frames   I  input width   O  output width   D  model width   R  rank   S  submodels
+
+A new method is one file in ``manyvoice.submodels.methods`` with a ``METHOD`` in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from manyvoice.errors import UsageError
+from manyvoice.models.anatomy import Anatomy, Site
+
+Start = Literal["zeros", "ones", "normal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One tensor that a submodel has at a site.
+
+    Args:
+        shape: of one submodel's.
+        start: zeros, ones, or normal with a standard deviation of ``1 / sqrt(fan)``.  fan: for ``normal``.
+        identity: what row 0 holds, so that its edit changes nothing.
+        reads, writes: the dimension that is as long as the site's input, or output; a subnet that narrows the site
+            narrows it too.
+    """
+
+    shape: tuple[int, ...]
+    start: Start = "zeros"
+    fan: int = 1
+    identity: Literal["zeros", "ones"] = "zeros"
+    reads: int | None = None
+    writes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit(ABC):
+    """A method with its settings. Subclasses are frozen dataclasses; their fields are the settings."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
+        """Where it edits."""
+
+    @abstractmethod
+    def parts(self, site: Site) -> dict[str, Part]:
+        """What a submodel has at such a site."""
+
+    @abstractmethod
+    def edit(self, tensors: Mapping[str, Tensor], x_BTI: Tensor, y_BTO: Tensor) -> Tensor:
+        """The site's output B T O after the edit.
+
+        Args: tensors: each B times its shape, a row for every utterance.  x_BTI, y_BTO: what the site got and computed;
+            for a stream both are its output.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """As they are stored."""
+        return asdict(self)
+
+
+@cache
+def methods() -> dict[str, type[Edit]]:
+    """All methods by name."""
+    package = importlib.import_module("manyvoice.submodels.methods")
+    found = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    return {module.METHOD.name: module.METHOD for module in found if hasattr(module, "METHOD")}
+
+
+def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Edit:
+    """A method by name. UsageError for one that does not exist, or a setting that it does not have."""
+    known = methods()
+    if name not in known:
+        raise UsageError(f"method {name!r}: there are {', '.join(sorted(known))}")
+    allowed = {f.name for f in fields(known[name])}
+    if unknown := sorted(set(settings or {}) - allowed):
+        raise UsageError(f"method {name}: no setting {', '.join(unknown)}; it has {', '.join(sorted(allowed))}")
+    return known[name](**(settings or {}))
