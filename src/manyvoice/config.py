@@ -87,6 +87,7 @@ class BatchConfig(_Section):
         memory: that training may take, such as ``8GiB``. Without it a CPU gives half of what is free, and a GPU
             ``fraction`` of all it has. How many utterances fit is measured once and remembered.
         updates: an epoch has at least so many steps where the corpus allows: larger batches make fewer.
+        least: padded seconds below which batches do not go for the sake of ``updates``: single utterances train slowly.
         seconds: padded audio of a batch, instead of measuring.
         bins, token_bins: of the duration axis, by the size of the corpus unless given; and of the tokens in each.
         layout: batches are of one bin, or of neighbours in the (duration, tokens) plane.
@@ -97,6 +98,7 @@ class BatchConfig(_Section):
     memory: str | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     updates: Annotated[int, Field(ge=0)] = 200
+    least: Annotated[float, Field(ge=0)] = 10.0
     seconds: Annotated[float, Field(gt=0)] | None = None
     bins: Positive | None = None
     token_bins: Positive = 2

@@ -65,13 +65,13 @@ def configure(corpus: Path, tiny_settings: dict[str, int]) -> Made:
 
 def test_sizes_are_measured_once_and_written_down(configure: Made, tmp_path: Path) -> None:
     heard, again = Listener(), Listener()
-    train(configure(tmp_path / "run", batch__memory="3GiB", batch__updates=3), watcher=heard)
+    train(configure(tmp_path / "run", batch__memory="3GiB", batch__updates=3, batch__least=0), watcher=heard)
     assert any("measuring how many" in n for n in heard.notes)
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert "3GiB" in plan["source"] and "3 updates an epoch leave" in plan["source"]
     assert plan["steps_per_epoch"] >= 3
     assert all(1 <= row["size"] <= row["fits"] for row in plan["bins"])
-    train(configure(tmp_path / "other", batch__memory="3GiB", batch__updates=3), watcher=again)
+    train(configure(tmp_path / "other", batch__memory="3GiB", batch__updates=3, batch__least=0), watcher=again)
     assert not any("measuring how many" in n for n in again.notes), "the same job is remembered"
     for line in read_metrics(tmp_path / "run"):
         assert 0 <= line["padding"] < 1 and 0 <= line["token_padding"] < 1
@@ -79,21 +79,28 @@ def test_sizes_are_measured_once_and_written_down(configure: Made, tmp_path: Pat
 
 def test_every_utterance_of_an_epoch_is_in_the_log(configure: Made, tmp_path: Path) -> None:
     """The sum of their ids' checksums does not depend on how steps were shared."""
-    train(configure(tmp_path / "run", batch__memory="3GiB", batch__updates=4))
+    train(configure(tmp_path / "run", batch__memory="3GiB", batch__updates=4, batch__least=0))
     expected = sum(crc32(u.id.encode()) for u in open_corpus(tmp_path / "run" / "train.jsonl"))
     lines = read_metrics(tmp_path / "run")
     for epoch in (0, 1):
         assert sum(line["ids"] for line in lines if epoch < line["epoch"] <= epoch + 1) == expected
 
 
+def test_a_small_corpus_is_not_trained_on_one_utterance_at_a_time(configure: Made, tmp_path: Path) -> None:
+    heard = Listener()
+    train(configure(tmp_path / "run", batch__memory="3GiB", batch__least=2, train__epochs=1), watcher=heard)
+    assert any("batch.updates goes no lower than 2.0 s a batch" in n for n in heard.notes)
+    assert max(line["utterances"] for line in read_metrics(tmp_path / "run")) > 1
+
+
 def test_a_resumed_run_keeps_its_sizes_whatever_memory_there_is(
     configure: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    train(configure(folder, batch__memory="3GiB", batch__updates=4, train__epochs=1))
+    train(configure(folder, batch__memory="3GiB", batch__updates=4, batch__least=0, train__epochs=1))
     (folder / "model" / "config.json").unlink()
     monkeypatch.setattr(recipe.Sizer, "__call__", lambda *_: pytest.fail("sizes stand in plan.json"))
-    train(configure(folder, batch__memory="2GiB", batch__updates=4, train__epochs=1))
+    train(configure(folder, batch__memory="2GiB", batch__updates=4, batch__least=0, train__epochs=1))
 
 
 def test_running_out_of_memory_lowers_a_bin_and_goes_on(
@@ -182,7 +189,7 @@ def test_strict_bins_name_who_speaks_too_fast(
 
 
 def test_a_profile_shows_sizes_and_why(configure: Made, tmp_path: Path) -> None:
-    run = configure(tmp_path / "none", batch__memory="3GiB", batch__updates=5)
+    run = configure(tmp_path / "none", batch__memory="3GiB", batch__updates=5, batch__least=0)
     shown = profile_of_run(run, Listener())
     assert not (tmp_path / "none").exists()
     dev = len(open_corpora(run.corpus, run.seed, Listener()).dev)

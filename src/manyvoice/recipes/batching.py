@@ -93,7 +93,7 @@ def sizes_of(
     measure: Measure,
     steps: Callable[[tuple[int, ...]], int],
 ) -> Sizes:
-    """As many as fit, or as ``batch.seconds`` says, but so that an epoch has its updates.
+    """As many as fit, or as ``batch.seconds`` says, but so that an epoch has its updates, or batches their least size.
 
     Args: steps: that an epoch has with such sizes.
     """
@@ -109,13 +109,15 @@ def sizes_of(
     used = fit
     if config.updates:
         cap = seconds_for_updates(bins, counts, config.updates, accumulate=config.accumulate) or bins.edges[0]
+        cap = max(cap, config.least)
         used = _at_most(fit, bins, cap)
         # neighbours fill their batches better than bins do, so there may be fewer of them
-        while (found := steps(used)) < config.updates and max(used) > 1:
-            cap *= min(0.99, found / config.updates)
+        while (found := steps(used)) < config.updates and max(used) > 1 and cap > config.least:
+            cap = max(config.least, cap * min(0.99, found / config.updates))
             used = _at_most(fit, bins, cap)
     binds = cap is not None and used != fit
-    source = how + (f"; {config.updates} updates an epoch leave {cap:.1f} s a batch" if binds else "")
+    why = f"{config.updates} updates an epoch leave" if cap != config.least else "batch.updates goes no lower than"
+    source = how + (f"; {why} {cap:.1f} s a batch" if binds else "")
     return Sizes(used=used, fit=fit, updates_seconds=cap if binds else None, source=source)
 
 
