@@ -52,7 +52,7 @@ def run(bench: Bench) -> None:
                 child({"work": "step", **asked, "frames": frames, "tokens": tokens, "size": n})["peak"] <= limit
             )
 
-        most = bracket(fits, size, 2 * size, tolerance=0.2 if bench.toy else 0.02)
+        most = bracket(fits, size, 2 * size, tolerance=0.6 if bench.toy else 0.02)
         peak = child({"work": "step", **asked, "frames": frames, "tokens": tokens, "size": size})["peak"]
         bench.row(
             seed=0, kind="cell", frames=frames, tokens=tokens, found=size, fits=most,

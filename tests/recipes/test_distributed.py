@@ -24,7 +24,7 @@ def run_file(folder: Path, corpus: Path, settings: dict[str, int], elastic: dict
         "corpus": {"train": str(corpus), "dev_share": 0.2},
         "tokenizer": {"kind": "words"},
         "model": {"settings": {**settings, "activation_dropout": 0.1, "dropout": 0.1}},
-        "batch": {"seconds": 3, "bins": 2, "accumulate": 2},
+        "batch": {"seconds": 3, "bins": 2, "layout": "bins", "accumulate": 2},
         "augment": {"freq_width": 20},
         "elastic": elastic,
         "train": {"epochs": 2, "precision": "fp64", "average": 2},
