@@ -1,6 +1,6 @@
 """Are the batch sizes found by counting those that really fit? Real steps at real sizes, each in a process of its own.
 
-    manyvoice bench batch_search            cells of a long-tailed corpus at 2 GiB, then an epoch at the sizes found
+    manyvoice bench batch_search       four cells of a long-tailed corpus at 2 GiB, then an epoch at the sizes found
 
 *fits*: three real steps of that many utterances in a new process, whose resident memory stays within the limit; the
 largest such number is bisected to 2 %. *epoch*: every batch of an epoch in one process, as training runs them: its peak
@@ -42,7 +42,8 @@ def run(bench: Bench) -> None:
     found = child({"work": "search", **asked})
     limit = parse_bytes(asked["limit"])
     cells = found["cells"]
-    chosen = [len(cells) - 1] if bench.toy else range(1, len(cells), 2)
+    count = min(len(cells), 1 if bench.toy else int(bench.option("cells", "4")))
+    chosen = [round((k + 1) * len(cells) / count) - 1 for k in range(count)]
     for k in chosen:
         frames, tokens = cells[k]
         size = found["sizes"][k]
