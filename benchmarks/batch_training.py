@@ -146,7 +146,8 @@ def warm(bench: Bench) -> Path:
         path = bench.work / "warm.yaml"
         path.write_text(json.dumps(made), encoding="utf-8")
         manyvoice("train", path)
-        past = [line for line in read_metrics(output) if line.get("dev_wer", 1.0) < PAST or bench.toy]
+        measured = [line for line in read_metrics(output) if "dev_wer" in line]  # each has a checkpoint
+        past = [line for line in measured if line["dev_wer"] < PAST or bench.toy]
         recogniser = Recogniser.load(output / "start")
         recogniser.model.load_state_dict(load(output / "checkpoints" / f"step-{past[0]['step']:08d}").tensors["model"])
         recogniser.save(folder)
