@@ -58,7 +58,7 @@ class Demo:
 
 
 def demo(
-    folder: Path = Path("runs/demo"), *, utterances: int = 1600, epochs: int = 5, watcher: Watcher | None = None
+    folder: Path = Path("runs/demo"), *, utterances: int = 1600, epochs: int = 8, watcher: Watcher | None = None
 ) -> Demo:
     """Run it in ``folder``; what an interrupted demo has finished is used again.
 
