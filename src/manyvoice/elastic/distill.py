@@ -6,6 +6,7 @@ B  utterances   T  encoder frames   V  vocabulary, blank included
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,9 +46,9 @@ def surrogate(teacher_V: Tensor, student_V: Tensor, alpha: float, clip: float = 
         if abs(alpha - 1) < _NEARLY:
             weight = (logt + logq).exp()  # q t = p, without dividing by q
         elif abs(alpha) < _NEARLY:
-            weight = q * (logt.clamp(max=_log(clip)) - 1)
+            weight = q * (logt.clamp(max=math.log(clip)) - 1)
         else:
-            rho = (alpha * logt).clamp(max=_log(clip)).exp() / alpha + 1 / (alpha * (alpha - 1))
+            rho = (alpha * logt).clamp(max=math.log(clip)).exp() / alpha + 1 / (alpha * (alpha - 1))
             weight = q * rho
     return -(weight * logq).sum(-1)
 
@@ -72,7 +73,7 @@ def clipped_divergence(teacher_V: Tensor, student_V: Tensor, alpha: float, clip:
     if abs(alpha - 1) < _NEARLY or abs(alpha) < _NEARLY:
         return alpha_divergence(teacher_V, student_V, alpha)
     logp, logq = teacher_V.log_softmax(-1), student_V.log_softmax(-1)
-    power = (alpha * (logp - logq)).clamp(max=_log(clip)).exp()
+    power = (alpha * (logp - logq)).clamp(max=math.log(clip)).exp()
     return (logq.exp() * (power - 1)).sum(-1) / (alpha * (alpha - 1))
 
 
@@ -89,7 +90,3 @@ def frames_distilled(divergence: Divergence, teacher_BTV: Tensor, student_BTV: T
     dtype = torch.promote_types(student_BTV.dtype, torch.float32)
     found_BT = divergence(teacher_BTV.detach().to(dtype), student_BTV.to(dtype))
     return found_BT.masked_fill(~mask_BT, 0.0).sum(1)
-
-
-def _log(clip: float) -> float:
-    return float(torch.tensor(clip, dtype=torch.float64).log())

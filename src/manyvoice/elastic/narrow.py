@@ -1,4 +1,4 @@
-"""Run a model as one of its subnets: weights are sliced, never copied, and compute really shrinks.
+"""Run a model as one of its subnets: weights are sliced, and compute really shrinks.
 
 While narrowed, a sliced tensor lies in its module's ``__dict__``, where Python finds it before the parameter of the
 same name; what is dropped as a whole is exchanged for a stub, and the list of layers for a shorter one. Gradients flow
@@ -204,5 +204,5 @@ def refuse_reentrant(model: nn.Module) -> None:
         if getattr(module, "gradient_checkpointing", False) and getattr(how, "keywords", {}).get("use_reentrant", True):
             raise ModelError(
                 "reentrant activation checkpointing computes wrong gradients in a narrowed model; enable it with "
-                "gradient_checkpointing_kwargs={'use_reentrant': False}"
+                "model.activation_checkpointing_enable({'use_reentrant': False})"
             )

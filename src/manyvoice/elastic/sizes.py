@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import final
 
 from transformers import PreTrainedModel
@@ -21,8 +22,9 @@ from manyvoice.models.cost import Costs, by_layer, by_part, cost_of
 
 Measure = Callable[[Subnet], float]
 _ELASTIC: tuple[ComponentKind, ...] = ("ff_chunk", "head")
-# How much a size may miss its budget by for the sake of balance, and what a factor of imbalance is worth in it.
-_SLACK, _BALANCE = 0.03, 0.15
+# A size may leave so much of what fits its budget unused for the sake of balance; an e-fold of imbalance costs 0.15
+# e-folds of it.
+_UNUSED, _BALANCE = 0.3, 0.15
 
 
 def layer_order(depth: int) -> list[int]:
@@ -41,10 +43,6 @@ class Shape:
     layers: int
     chunks: int
     heads: int
-
-    def within(self, other: Shape) -> bool:
-        """Whether it is nested in the other one."""
-        return self.layers <= other.layers and self.chunks <= other.chunks and self.heads <= other.heads
 
 
 @final
@@ -77,13 +75,11 @@ class Grid:
         """What it costs."""
         return cost_of(self.model, self.family, subnet.kept, self.anatomy)
 
-    def shapes(self, within: Shape | None = None, above: Shape | None = None) -> Iterator[Shape]:
-        """All shapes nested in one and containing another."""
-        top, bottom = within or self.largest, above or Shape(1, 1, 1)
-        for layers in range(bottom.layers, top.layers + 1):
-            for chunks in range(bottom.chunks, top.chunks + 1):
-                for heads in range(bottom.heads, top.heads + 1):
-                    yield Shape(layers, chunks, heads)
+    def shapes(self, within: Shape | None = None) -> Iterator[Shape]:
+        """All shapes nested in one, itself included."""
+        top = within or self.largest
+        for sides in product(range(1, top.layers + 1), range(1, top.chunks + 1), range(1, top.heads + 1)):
+            yield Shape(*sides)
 
     def share(self, subnet: Subnet) -> float:
         """Of the whole model's multiply-accumulates in the encoder's layers, for ten seconds of audio."""
@@ -141,7 +137,7 @@ def _best(grid: Grid, budget: float, within: Shape, measure: Measure) -> Shape:
     most = max(fitting.values())
     if most == max(values.values()) and budget >= most:
         return max(fitting, key=lambda s: (fitting[s], s))
-    near = [s for s, value in fitting.items() if value >= most * (1 - 10 * _SLACK)]
+    near = [s for s, value in fitting.items() if value >= most * (1 - _UNUSED)]
     return min(near, key=lambda s: (math.log(most / fitting[s]) + _BALANCE * grid.imbalance(s), s))
 
 

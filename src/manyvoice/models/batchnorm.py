@@ -21,6 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+# Batches from which statistics are measured again, as AlphaNet does (arXiv:2102.07954, its published code).
+RECALIBRATION_BATCHES = 64
+
 
 @final
 class MaskedBatchNorm(nn.BatchNorm1d):

@@ -13,6 +13,7 @@ from manyvoice.types import Frames, Seconds
 
 # Costs of utterances are told for this much audio.
 AUDIO: Seconds = Seconds(10.0)
+# Feature frames come every 10 ms in all families here.
 HOP: Seconds = Seconds(0.010)
 
 

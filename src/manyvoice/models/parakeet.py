@@ -17,12 +17,12 @@ from transformers import AutoModelForCTC, ParakeetCTCConfig, ParakeetEncoderConf
 from manyvoice.errors import ModelError
 from manyvoice.models.anatomy import Absent, Anatomy, Component, ComponentKind, Cost, Cut, Family, Site, Tap
 from manyvoice.models.batchnorm import MaskedBatchNorm, masked_norms
+from manyvoice.models.cost import HOP
 from manyvoice.models.parakeet_slim import NoAttention, ParakeetSlimConfig, shaped
 from manyvoice.types import Frames, Padded, Seconds, mask_of
 
 # A feed-forward layer is cut into this many chunks, as OrthoSoftmax does (arXiv:2501.18895).
 FF_CHUNKS = 4
-HOP: Seconds = Seconds(0.010)
 
 _COMMON: dict[str, object] = {
     "subsampling_conv_kernel_size": 3,

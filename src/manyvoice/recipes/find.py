@@ -28,8 +28,7 @@ from manyvoice.types import Seconds
 
 Kind = Literal["macs", "parameters", "latency"]
 KINDS: tuple[Kind, ...] = ("macs", "parameters", "latency")
-# As at the end of training, and as AlphaNet has it.
-_CALIBRATE, _BATCH = 64, Seconds(60.0)
+_BATCH = Seconds(60.0)
 
 
 @final
@@ -156,6 +155,7 @@ def _forwards(recogniser: Recogniser, corpus: Corpus) -> Iterator[Callable[[], o
     collator = Collator(corpus, LiveFeatures(corpus, recogniser.log_mel), [[] for _ in range(len(corpus))])
     order = np.random.default_rng(0).permutation(len(corpus))
     parts = [order[i] for i in batches_by_length(corpus.durations_N[order], _BATCH)]
-    for indices in parts[:: max(1, len(parts) // _CALIBRATE)][:_CALIBRATE]:
+    few = batchnorm.RECALIBRATION_BATCHES
+    for indices in parts[:: max(1, len(parts) // few)][:few]:
         batch = collator(indices)
         yield lambda batch=batch: recogniser.family.encode(recogniser.model, batch.features_BTF, batch.len_B)  # type: ignore[misc]

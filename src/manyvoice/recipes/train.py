@@ -41,9 +41,6 @@ from manyvoice.train.sandwich import SupernetPasses
 from manyvoice.train.schedule import Schedule, build_schedule
 from manyvoice.train.step import Place, PlainStep
 
-# batches whose statistics a model with averaged weights gets; AlphaNet recalibrates with 64
-_RECALIBRATE = 64
-
 
 def train(
     run: RunConfig | Path | str,
@@ -312,7 +309,7 @@ class Training:
         prepared, recogniser = unaugmented(self.prepared), self.prepared.recogniser
         batches = (b for step in feed(prepared, 0, 0) for b in step)
         device, dtype = self.accelerator.device, self.model.dtype
-        for _, batch in zip(range(_RECALIBRATE), batches, strict=False):
+        for _, batch in zip(range(batchnorm.RECALIBRATION_BATCHES), batches, strict=False):
             here = batch.to(device, dtype)
             yield lambda here=here: recogniser.family.encode(self.model, here.features_BTF, here.len_B)
 

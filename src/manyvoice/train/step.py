@@ -77,7 +77,7 @@ class PlainStep:
         clip: the largest norm of the gradient; None leaves it, and ScaledAdam clips by itself.
         limits: how many utterances of a cell run at once, where that is fewer than the plan's; lowered, on all ranks
             alike, when a step runs out of memory.
-    ``around_update`` of the step's number is entered while the optimiser moves the weights; a caller may set it.
+    Attributes: around_update: of a step's number, entered while the optimiser moves the weights; a caller may set it.
     """
 
     def __init__(
