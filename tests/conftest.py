@@ -12,7 +12,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ import pytest
 import soundfile
 import torch
 from hypothesis import settings
+
+from manyvoice.types import Batch, mask_of
 
 # The clock decides nothing, and the same commit tries the same examples on every machine.
 settings.register_profile("manyvoice", deadline=None, derandomize=True)
@@ -77,6 +79,24 @@ def tiny_settings() -> dict[str, int]:
         "intermediate_size": 32,
         "subsampling_conv_channels": 8,
     }
+
+
+@pytest.fixture(scope="session")
+def ragged() -> Callable[[Sequence[int], Sequence[Sequence[int]]], Batch]:
+    """Noise in double precision, zero after each length: ``ragged([50, 37], [[1, 2, 3], [4]])``."""
+
+    def make(frames: Sequence[int], labels: Sequence[Sequence[int]]) -> Batch:
+        len_B, token_len_B = torch.tensor(frames), torch.tensor([len(row) for row in labels])
+        T, U = max(frames), max(map(len, labels))
+        x_BTF = torch.randn(len(frames), T, 80, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        zeros = torch.zeros(len(frames), dtype=torch.int64)
+        return Batch(
+            ids=tuple("abcdefgh"[: len(frames)]), features_BTF=x_BTF * mask_of(len_B, T)[:, :, None], len_B=len_B,
+            tokens_BU=torch.tensor([[*row, *[0] * (U - len(row))] for row in labels]), token_len_B=token_len_B,
+            owner_B=zeros, label_B=zeros, seconds_B=len_B.double() / 100,
+        )  # fmt: skip
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -46,14 +46,6 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def batch() -> Batch:
+def batch(ragged: Callable[..., Batch]) -> Batch:
     """Three utterances of unequal length, in double precision."""
-    gen = torch.Generator().manual_seed(1)
-    len_B = torch.tensor([50, 37, 44])
-    x_BTF = torch.randn(3, 50, 80, generator=gen, dtype=torch.float64)
-    x_BTF *= torch.arange(50)[None, :, None] < len_B[:, None, None]
-    return Batch(
-        ids=("a", "b", "c"), features_BTF=x_BTF, len_B=len_B, tokens_BU=torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]]),
-        token_len_B=torch.tensor([3, 2, 1]), owner_B=torch.zeros(3, dtype=torch.int64),
-        label_B=torch.zeros(3, dtype=torch.int64), seconds_B=len_B / 100,
-    )  # fmt: skip
+    return ragged([50, 37, 44], [[1, 2, 3], [4, 5], [6]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -24,13 +26,6 @@ def base() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def batch() -> Batch:
-    gen = torch.Generator().manual_seed(1)
-    len_B = torch.tensor([60, 44, 52])
-    x_BTF = torch.randn(3, 60, 80, generator=gen, dtype=torch.float64)
-    x_BTF *= torch.arange(60)[None, :, None] < len_B[:, None, None]
-    zeros = torch.zeros(3, dtype=torch.int64)
-    return Batch(
-        ids=("a", "b", "c"), features_BTF=x_BTF, len_B=len_B, tokens_BU=torch.tensor([[1, 2, 3], [4, 5, 0], [6, 0, 0]]),
-        token_len_B=torch.tensor([3, 2, 1]), owner_B=zeros, label_B=zeros, seconds_B=len_B / 100,
-    )  # fmt: skip
+def batch(ragged: Callable[..., Batch]) -> Batch:
+    """Three utterances of unequal length, in double precision."""
+    return ragged([60, 44, 52], [[1, 2, 3], [4, 5], [6]])

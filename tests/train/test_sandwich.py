@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,16 +36,8 @@ def model() -> Any:
 
 
 @pytest.fixture
-def batch() -> Batch:
-    gen = torch.Generator().manual_seed(1)
-    x_BTF = torch.randn(2, 60, 80, generator=gen, dtype=torch.float64)
-    x_BTF[1, 44:] = 0
-    zeros = torch.zeros(2, dtype=torch.int64)
-    return Batch(
-        ids=("a", "b"), features_BTF=x_BTF, len_B=torch.tensor([60, 44]), token_len_B=torch.tensor([3, 2]),
-        tokens_BU=torch.tensor([[1, 2, 3], [4, 5, 0]]), owner_B=zeros, label_B=zeros,
-        seconds_B=torch.tensor([0.6, 0.44]).double(),
-    )  # fmt: skip
+def batch(ragged: Callable[..., Batch]) -> Batch:
+    return ragged([60, 44], [[1, 2, 3], [4, 5]])
 
 
 def passes_of(model: Any, *, sampler: Any = None, distill: str = "alpha", hard: float = 0.5) -> SupernetPasses:

@@ -27,28 +27,19 @@ def export(
     if to != "onnx":
         raise UsageError(f"--to {to}: onnx is the only form so far")
     from manyvoice.data.manifest import open_corpus
-    from manyvoice.decode.evaluate import evaluate
-    from manyvoice.export.onnx import export_onnx, onnx_recogniser
-    from manyvoice.recipes.sizes import load_size
+    from manyvoice.recipes.export import export as run_export
 
-    recogniser = load_size(model, size)
+    corpus = None if measure is None else open_corpus(measure)
     with Terminal() as terminal:
-        terminal.note("exporting; that takes a minute")
-        made = export_onnx(recogniser, output, int8=int8)
-        document: dict[str, Any] = {"model": str(made.model), "tokens": str(made.tokens), "parity": made.parity}
-        lines = [f"{made.model}: {made.bytes / 1e6:.1f} MB, differs from torch by {made.parity:.1g} at most"]
-        if made.int8 is not None and made.int8_bytes is not None:
-            document["int8"] = str(made.int8)
-            lines.append(f"{made.int8}: {made.int8_bytes / 1e6:.1f} MB")
-        if measure is not None:
-            corpus = open_corpus(measure)
-            arms = {"torch": recogniser, "onnx": onnx_recogniser(made.model, recogniser)}
-            if made.int8 is not None:
-                arms["int8"] = onnx_recogniser(made.int8, recogniser)
-            for name, arm in arms.items():
-                found = evaluate(arm, corpus, progress=lambda d, n, name=name: terminal.progress(name, d, n))  # type: ignore[misc]
-                document[f"wer_{name}"] = found.words.rate
-                lines.append(f"WER with {name}: {found.words.rate:.2%}")
+        made, rates = run_export(model, output, size=size, int8=int8, corpus=corpus, watcher=terminal)
+    document: dict[str, Any] = {"model": str(made.model), "tokens": str(made.tokens), "parity": made.parity}
+    lines = [f"{made.model}: {made.bytes / 1e6:.1f} MB, differs from torch by {made.parity:.1g} at most"]
+    if made.int8 is not None and made.int8_bytes is not None:
+        document["int8"] = str(made.int8)
+        lines.append(f"{made.int8}: {made.int8_bytes / 1e6:.1f} MB")
+    for name, rate in rates.items():
+        document[f"wer_{name}"] = rate
+        lines.append(f"WER with {name}: {rate:.2%}")
     emit(document, as_json=as_json, text="\n".join(lines))
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -96,9 +97,7 @@ def export_onnx(recogniser: Recogniser, folder: Path, *, int8: bool = False) -> 
 def _export(scores: _Scores, bins: int, path: Path) -> None:
     batch, frames = torch.export.Dim("B", min=1), torch.export.Dim("T", min=16)
     example = torch.zeros(2, bins, 101), torch.tensor([101, 77])
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations say nothing to a user
+    with _quiet():
         program = torch.onnx.export(
             scores, example, dynamo=True, opset_version=OPSET, verbose=False,
             input_names=["audio_signal", "length"], output_names=["logprobs", "lengths"],
@@ -106,6 +105,19 @@ def _export(scores: _Scores, bins: int, path: Path) -> None:
         )  # fmt: skip
         assert program is not None
         program.save(str(path), external_data=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Deprecations and hints of the exporters say nothing to a user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _describe(onnx: Any, path: Path, recogniser: Recogniser) -> None:
@@ -162,8 +174,8 @@ def _quantised(model: Path) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path = model.with_name("model.int8.onnx")
-    logging.getLogger().setLevel(logging.ERROR)
-    quantize_dynamic(str(model), str(path), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    with _quiet():
+        quantize_dynamic(str(model), str(path), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
     return path
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -131,7 +132,10 @@ class Bench:
         """Write the document aside, then rename it into place."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_suffix(".tmp")
-        aside.write_text(json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(self.document(), indent=1, ensure_ascii=False)
+        # a list of numbers, such as the errors of each utterance, is one line
+        text = re.sub(r"\[\n[\d\s.,eE+-]*\]", lambda found: " ".join(found[0].split()), text)
+        aside.write_text(text + "\n", encoding="utf-8")
         aside.replace(self.path)
 
     def document(self) -> dict[str, Any]:

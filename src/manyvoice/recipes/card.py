@@ -11,6 +11,7 @@ import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, final
@@ -236,7 +237,7 @@ def _check_result(
 
 
 def _evaluate(recogniser: Recogniser, corpus: Corpus, watcher: Watcher, stage: str) -> Evaluation:
-    return evaluate(recogniser, corpus, progress=lambda done, n: watcher.progress(stage, done, n))
+    return evaluate(recogniser, corpus, progress=partial(watcher.progress, stage))
 
 
 def _readme(card: Mapping[str, Any], name: str) -> str:

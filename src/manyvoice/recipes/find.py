@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -22,7 +23,7 @@ from manyvoice.errors import UsageError
 from manyvoice.models import batchnorm
 from manyvoice.models.cost import cost_of
 from manyvoice.recipes.card import measured
-from manyvoice.recipes.sizes import Size, alone, read_sizes, speed_of, write_size
+from manyvoice.recipes.sizes import Size, all_sizes, alone, speed_of, write_size
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.types import Seconds
 
@@ -68,8 +69,7 @@ def find_sizes(
     """
     watcher = watcher or Silent()
     recogniser = Recogniser.load(spec)
-    assert recogniser.folder is not None, "loaded from a folder"
-    there = read_sizes(recogniser.folder, recogniser)
+    there = all_sizes(recogniser)
     if keep and budget.name in {s.subnet.name for s in there}:
         raise UsageError(f"{recogniser.folder} has a size {budget.name} already; choose another budget")
     own = any(s.statistics is not None for s in there)
@@ -158,4 +158,4 @@ def _forwards(recogniser: Recogniser, corpus: Corpus) -> Iterator[Callable[[], o
     few = batchnorm.RECALIBRATION_BATCHES
     for indices in parts[:: max(1, len(parts) // few)][:few]:
         batch = collator(indices)
-        yield lambda batch=batch: recogniser.family.encode(recogniser.model, batch.features_BTF, batch.len_B)  # type: ignore[misc]
+        yield partial(recogniser.family.encode, recogniser.model, batch.features_BTF, batch.len_B)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -26,17 +27,15 @@ from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.subnet import Subnet, read_subnet, whole, write_subnet
 from manyvoice.errors import ModelError, UsageError, WorkError
 from manyvoice.models import batchnorm
-from manyvoice.models.cost import cost_of
-from manyvoice.models.load import resolve
+from manyvoice.models.cost import AUDIO, cost_of
 from manyvoice.recipes.card import measured, read_card, write_derived_card
 from manyvoice.recipes.prepare import Prepared
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train.sandwich import SupernetPasses
-from manyvoice.types import Seconds
 
 FOLDER = "subnets"
-# Audio of one measured run, and how often it runs.
-_AUDIO, _REPEATS = Seconds(10.0), 5
+# Measured runs of one size.
+_REPEATS = 5
 
 
 @final
@@ -87,7 +86,7 @@ def save_sizes(
 
 def write_size(recogniser: Recogniser, size: Size, more: dict[str, Any]) -> None:
     """Put a size beside the model it belongs to."""
-    place = _folder(recogniser) / FOLDER
+    place = folder_of(recogniser) / FOLDER
     place.mkdir(exist_ok=True)
     subnet = size.subnet
     if size.statistics is not None:
@@ -130,16 +129,22 @@ def load_size(spec: str | Path, size: str | None, *, device: str = "cpu") -> Rec
 
 def find_size(recogniser: Recogniser, name: str) -> Size:
     """The size of that name, with or without a per cent sign. UsageError lists the sizes there are."""
-    folder = _folder(recogniser)
-    sizes = read_sizes(folder, recogniser)
+    sizes = all_sizes(recogniser)
     for size in sizes:
         if size.subnet.name == name.rstrip("%"):
             return size
+    raise UsageError(f"--size {name}: {folder_of(recogniser)} has {', '.join(s.subnet.name for s in sizes)}")
+
+
+def all_sizes(recogniser: Recogniser) -> list[Size]:
+    """As :func:`read_sizes`, but UsageError for a model that has none."""
+    folder = folder_of(recogniser)
+    sizes = read_sizes(folder, recogniser)
     if not sizes:
         raise UsageError(
             f"{folder} has no sizes: it was not trained as a supernet; add `elastic: {{}}` to its run file"
         )
-    raise UsageError(f"--size {name}: {folder} has {', '.join(s.subnet.name for s in sizes)}")
+    return sizes
 
 
 def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
         write_subnet(output / "subnet.json", size.subnet, supernet=recogniser.fingerprint(), more=layers | document)
     except OSError as error:
         raise WorkError(f"{output}: cannot be written ({error}); free space or name another folder") from error
-    folder = _folder(recogniser)
+    folder = folder_of(recogniser)
     return write_derived_card(
         output, small, read_card(folder), results=size.document["results"],
         command=f"manyvoice subnets {spec} extract {name}",
@@ -179,9 +184,7 @@ def compare_sizes(
     watcher = watcher or Silent()
     recogniser = Recogniser.load(spec)
     elastic = Elastic(recogniser.model)
-    sizes = read_sizes(_folder(recogniser), recogniser)
-    if not sizes:
-        find_size(recogniser, "any")
+    sizes = all_sizes(recogniser)
     rows = []
     largest = sizes[0].document["costs"]["layer_macs"]
     for size in sizes:
@@ -199,7 +202,7 @@ def compare_sizes(
             found = evaluate(
                 small,
                 corpus,
-                progress=lambda done, n, name=name: watcher.progress(name, done, n),  # type: ignore[misc]
+                progress=partial(watcher.progress, name),
             ).as_dict()
         row |= {"wer": found["wer"], "wer_interval": found.get("wer_interval"), "cer": found["cer"]}
         if speed:
@@ -210,13 +213,13 @@ def compare_sizes(
 
 def speed_of(recogniser: Recogniser) -> Speed:
     """Of log-probabilities from ready features, ten seconds of noise, on one thread."""
-    frames = recogniser.log_mel.frames(_AUDIO)
+    frames = recogniser.log_mel.frames(AUDIO)
     features_BTF = torch.randn(1, frames, recogniser.log_mel.bins)
     len_B = torch.tensor([frames])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return measure_speed(lambda: recogniser.logp(features_BTF, len_B), _AUDIO, warmup=2, repeats=_REPEATS)
+        return measure_speed(lambda: recogniser.logp(features_BTF, len_B), AUDIO, warmup=2, repeats=_REPEATS)
     finally:
         torch.set_num_threads(threads)
 
@@ -228,9 +231,10 @@ def alone(recogniser: Recogniser, elastic: Elastic, size: Size) -> Recogniser:
     return Recogniser(model, recogniser.family, recogniser.tokenizer, recogniser.log_mel)
 
 
-def _folder(recogniser: Recogniser) -> Path:
+def folder_of(recogniser: Recogniser) -> Path:
+    """Where it was loaded from."""
     assert recogniser.folder is not None, "loaded from a folder"
-    return resolve(recogniser.folder)
+    return recogniser.folder
 
 
 def describe(size: Size) -> str:

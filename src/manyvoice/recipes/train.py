@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -311,7 +312,7 @@ class Training:
         device, dtype = self.accelerator.device, self.model.dtype
         for _, batch in zip(range(batchnorm.RECALIBRATION_BATCHES), batches, strict=False):
             here = batch.to(device, dtype)
-            yield lambda here=here: recogniser.family.encode(self.model, here.features_BTF, here.len_B)
+            yield partial(recogniser.family.encode, self.model, here.features_BTF, here.len_B)
 
 
 def claim_folder(config: RunConfig) -> None:

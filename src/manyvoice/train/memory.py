@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -160,7 +161,7 @@ def search(shapes: Sequence[Shape], counts: Sequence[int], fits: Callable[[Shape
     for k in sorted(range(len(shapes)), key=lambda k: (shapes[k].frames, shapes[k].tokens), reverse=True):
         shape = shapes[k]
         start = START if last is None else round(last[1] * last[0].frames / shape.frames)
-        sizes[k] = bracket(lambda size, shape=shape: fits(shape, size), start, max(1, counts[k]))  # type: ignore[misc]
+        sizes[k] = bracket(partial(fits, shape), start, max(1, counts[k]))
         if sizes[k] == 0:
             raise _nothing_fits(shape, shapes)
         # a bin with few utterances says little about how many of the next would fit
@@ -295,7 +296,7 @@ def _confirm(
         each = time.perf_counter() - started
         size = max(1, min(sizes[k], int(_CONFIRM_SECONDS / each)))
         release()
-        measured = resident_peak(lambda k=k, size=size: trial.run(shapes[k], size))  # type: ignore[misc]
+        measured = resident_peak(partial(trial.run, shapes[k], size))
         if measured is None:
             return None
         ratios.append((measured - base) / (predicted[k] * size / sizes[k]))
