@@ -202,8 +202,8 @@ def cuda_limit(fraction: float) -> Iterator[None]:
 class Counted:
     """Sizes found by counting.
 
-    Args: bytes_of: predicted of the process, per shape.  confirmed: measured over predicted bytes of the batch of one
-        real step; None where it could not be measured.
+    Args: bytes_of: predicted of the process, per shape.  confirmed: measured over predicted bytes of real steps, the
+        largest; None where it could not be measured.
     """
 
     sizes: list[int]
@@ -216,9 +216,9 @@ def fit_by_counting(trial: Trial, shapes: Sequence[Shape], counts: Sequence[int]
 
     Where there are many shapes, some are counted and a and b of all are fitted by c1 T + c2 E + c3 E^2 + c4 E U, with
     E the encoder's frames; if that misses any that was counted, or two that were kept apart, by more than 2 %, all are
-    counted. One real step at the size found then says how much more
-    than the counted bytes a step takes, and all sizes are corrected by that: a general allocator keeps freed blocks
-    that fit nothing else, about half as much again.
+    counted. Real steps at the sizes found for the shortest, a middle and the longest shape then say how many times the
+    counted bytes a step takes, since a general allocator keeps freed blocks that fit nothing else; other shapes take
+    the factor that lies between, by frames.
 
     Raises: UsageError if one utterance of a shape does not fit.
     """
@@ -227,18 +227,26 @@ def fit_by_counting(trial: Trial, shapes: Sequence[Shape], counts: Sequence[int]
     release()
     base = resident()
     ab_S2 = _bytes_per_shape(trial, shapes)
-    confirmed, factor = None, 1.0
-    for _ in range(2):
-        room = limit - base
-        sizes = [min(max(1, n), int((room / factor - a) // b)) for n, (a, b) in zip(counts, ab_S2, strict=True)]
-        for shape, size in zip(shapes, sizes, strict=True):
-            if size < 1:
-                raise _nothing_fits(shape, shapes, limit)
-        predicted = [a + b * n for n, (a, b) in zip(sizes, ab_S2, strict=True)]
-        if confirmed is None:
-            confirmed = _confirm(trial, shapes, sizes, predicted, base)
-            factor = max(1.0, confirmed or 1.0)
-    return Counted(sizes=sizes, bytes_of=[round(base + factor * p) for p in predicted], confirmed=confirmed)
+    factors_S = np.ones(len(shapes))
+    sizes = _most(shapes, counts, ab_S2, factors_S, limit - base, limit)
+    confirmed = _confirm(trial, shapes, sizes, ab_S2, base)
+    if confirmed is not None:
+        frames, ratios = confirmed
+        factors_S = np.interp([s.frames for s in shapes], frames, np.maximum(1.0, ratios))
+        sizes = _most(shapes, counts, ab_S2, factors_S, limit - base, limit)
+    bytes_of = [round(base + f * (a + b * n)) for f, n, (a, b) in zip(factors_S, sizes, ab_S2, strict=True)]
+    return Counted(sizes=sizes, bytes_of=bytes_of, confirmed=None if confirmed is None else float(max(confirmed[1])))
+
+
+def _most(
+    shapes: Sequence[Shape], counts: Sequence[int], ab_S2: np.ndarray, factors_S: np.ndarray, room: int, limit: int
+) -> list[int]:
+    """The most utterances of each shape in ``room`` bytes."""
+    sizes = [min(max(1, n), int((room / f - a) // b)) for n, f, (a, b) in zip(counts, factors_S, ab_S2, strict=True)]
+    for shape, size in zip(shapes, sizes, strict=True):
+        if size < 1:
+            raise _nothing_fits(shape, shapes, limit)
+    return sizes
 
 
 def _bytes_per_shape(trial: Trial, shapes: Sequence[Shape]) -> np.ndarray:
@@ -286,11 +294,15 @@ def _spread(T: np.ndarray, U: np.ndarray) -> list[int]:
 
 
 def _confirm(
-    trial: Trial, shapes: Sequence[Shape], sizes: Sequence[int], predicted: Sequence[float], base: int
-) -> float | None:
-    """Measured over predicted bytes of real steps, of the longest bin and of the shortest; the larger counts."""
-    ratios = []
-    for k in (max(range(len(shapes)), key=lambda k: shapes[k].frames), 0):
+    trial: Trial, shapes: Sequence[Shape], sizes: Sequence[int], ab_S2: np.ndarray, base: int
+) -> tuple[list[int], list[float]] | None:
+    """Frames of the shortest, a middle and the longest shape, ascending, and measured over predicted bytes of each."""
+    frames = [s.frames for s in shapes]
+    order = np.argsort(frames, kind="stable")
+    ratios: dict[int, float] = {}
+    for k in (order[-1], order[len(order) // 2], order[0]):
+        if frames[k] in ratios:
+            continue
         started = time.perf_counter()
         trial.run(shapes[k], 1)
         each = time.perf_counter() - started
@@ -299,8 +311,10 @@ def _confirm(
         measured = resident_peak(partial(trial.run, shapes[k], size))
         if measured is None:
             return None
-        ratios.append((measured - base) / (predicted[k] * size / sizes[k]))
-    return max(ratios)
+        a, b = ab_S2[k]
+        ratios[frames[k]] = (measured - base) / (a + b * size)
+    known = sorted(ratios)
+    return known, [ratios[t] for t in known]
 
 
 def _nothing_fits(shape: Shape, shapes: Sequence[Shape], limit: int | None = None) -> UsageError:
