@@ -7,6 +7,7 @@
         ├── CorpusError       a manifest or a row of one
         │   └── AudioError    a sound file that cannot be opened or decoded
         ├── ModelError        a model folder, its anatomy or its tokenizer
+        ├── VoiceError        a submodel's file, its store, or a base that it was not made for
         ├── CheckpointError   a checkpoint that is damaged, foreign or cannot be written
         ├── DecodeError       decoding or scoring that cannot be done as asked
         └── SynthesisError    a voice that cannot be spoken
@@ -70,6 +71,10 @@ class AudioError(CorpusError):
 
 class ModelError(WorkError):
     """A model folder, its anatomy or its tokenizer."""
+
+
+class VoiceError(WorkError):
+    """A submodel's file, its store, or a base that it was not made for."""
 
 
 class CheckpointError(WorkError):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -68,6 +69,10 @@ class Tokenizer:
         # offsets count in the text as it was given, before normalisation
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return {text[start:stop].strip() for i, (start, stop) in pairs if i == unknown}
+
+    def fingerprint(self) -> str:
+        """sha256 over the pieces in their order: what scores mean."""
+        return hashlib.sha256("\n".join(self.strings).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``."""

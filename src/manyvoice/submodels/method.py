@@ -21,6 +21,7 @@ from manyvoice.errors import UsageError
 from manyvoice.models.anatomy import Anatomy, Site
 
 Start = Literal["zeros", "ones", "normal"]
+Scope = Literal["site", "voice", "shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Part:
 
     Args:
         shape: of one submodel's.
+        scope: ``site``: each submodel has one at each site.  ``voice``: each submodel has one in all, which every site
+            gets.  ``shared``: each site has one for all submodels.
         start: zeros, ones, or normal with a standard deviation of ``1 / sqrt(fan)``.  fan: for ``normal``.
         identity: what row 0 holds, so that its edit changes nothing.
         reads, writes: the dimension that is as long as the site's input, or output; a subnet that narrows the site
@@ -36,6 +39,7 @@ class Part:
     """
 
     shape: tuple[int, ...]
+    scope: Scope = "site"
     start: Start = "zeros"
     fan: int = 1
     identity: Literal["zeros", "ones"] = "zeros"
@@ -61,9 +65,17 @@ class Edit(ABC):
     def edit(self, tensors: Mapping[str, Tensor], x_BTI: Tensor, y_BTO: Tensor) -> Tensor:
         """The site's output B T O after the edit.
 
-        Args: tensors: each B times its shape, a row for every utterance.  x_BTI, y_BTO: what the site got and computed;
-            for a stream both are its output.
+        Args: tensors: each B times its shape, a row for every utterance; a shared one has its shape alone.
+            x_BTI, y_BTO: what the site got and computed; for a stream both are its output.
         """
+
+    def alone(self) -> Edit:
+        """The method of a submodel that stands by itself: this one, or where tensors are shared, what they make."""
+        return self
+
+    def settled(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What :meth:`alone` has at a site, from one submodel's tensors here, none with a leading axis."""
+        return dict(tensors)
 
     def settings(self) -> dict[str, Any]:
         """As they are stored."""
@@ -81,9 +93,10 @@ def methods() -> dict[str, type[Edit]]:
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Edit:
     """A method by name. UsageError for one that does not exist, or a setting that it does not have."""
     known = methods()
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in (settings or {}).items()}
     if name not in known:
         raise UsageError(f"method {name!r}: there are {', '.join(sorted(known))}")
     allowed = {f.name for f in fields(known[name])}
-    if unknown := sorted(set(settings or {}) - allowed):
+    if unknown := sorted(set(settings) - allowed):
         raise UsageError(f"method {name}: no setting {', '.join(unknown)}; it has {', '.join(sorted(allowed))}")
-    return known[name](**(settings or {}))
+    return known[name](**settings)
