@@ -82,6 +82,10 @@ class Batch:
         part["tokens_BU"] = part["tokens_BU"][:, : int(part["token_len_B"].max())]
         return Batch(cell=self.cell, **part)
 
+    def owned(self, owner_B: Tensor) -> Batch:
+        """The same batch with these owners."""
+        return replace(self, owner_B=owner_B)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """The same batch on another device, its features in another precision."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -120,6 +120,20 @@ class Bank:
         """All tensors with rows."""
         return list(self.tensors.values())
 
+    def leaves(self, rows_P: Tensor) -> Bank:
+        """A bank of these rows alone, in copies with gradients of their own: row 1 is the first of them.
+
+        Gradients of a large bank would be as large as the bank; of this one they are as large as a step. What is shared
+        is this bank's itself.
+        """
+        few = object.__new__(Bank)
+        few.__dict__ |= self.__dict__
+        few.owners = tuple(self.owners[int(r) - 1] for r in rows_P)
+        few._row = {owner: k for k, owner in enumerate(few.owners, start=1)}
+        rows_P = torch.cat([rows_P.new_zeros(1), rows_P])
+        few.tensors = {where: nn.Parameter(p.detach()[rows_P]) for where, p in self.tensors.items()}
+        return few
+
     @property
     def bytes_per_owner(self) -> int:
         """Of one submodel."""

@@ -21,11 +21,15 @@ def per_owner(loss_B: Tensor, owner_B: Tensor, weight_B: Tensor | None = None) -
 
     Args: weight_B: of each utterance in its owner's mean, such as its label tokens.
     """
+    return owner_means(loss_B, owner_B, weight_B)[1].sum()
+
+
+def owner_means(loss_B: Tensor, owner_B: Tensor, weight_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows present, ascending, P; and the mean over each one's utterances, P, weighted as in :func:`per_owner`."""
     weight_B = torch.ones_like(loss_B) if weight_B is None else weight_B.to(loss_B.dtype)
-    _, place_B = owner_B.unique(return_inverse=True)
-    total_P = torch.zeros(int(place_B.max()) + 1, dtype=loss_B.dtype, device=loss_B.device)
-    total_P = total_P.index_add(0, place_B, weight_B)
-    return (loss_B * weight_B / total_P[place_B]).sum()
+    rows_P, place_B = owner_B.unique(return_inverse=True)
+    zero_P = torch.zeros(len(rows_P), dtype=loss_B.dtype, device=loss_B.device)
+    return rows_P, zero_P.index_add(0, place_B, loss_B * weight_B) / zero_P.index_add(0, place_B, weight_B)
 
 
 @final
@@ -57,26 +61,33 @@ class RowAdamW:
         self.first = [torch.zeros_like(t) for t in self.tensors]
         self.second = [torch.zeros_like(t) for t in self.tensors]
 
-    @torch.no_grad()
-    def step(self, owner_B: Tensor) -> None:
-        """Move the rows that a batch had; row 0, the identity, never."""
+    def step(self, owner_B: Tensor, *, scale: float = 1.0) -> None:
+        """Move the rows that a batch had by their gradients; row 0, the identity, never.
+
+        Args: scale: of the learning rates, for a schedule.
+        """
         rows_P = owner_B.unique().to(self.steps_S.device)
         rows_P = rows_P[rows_P > 0]
+        grads = [torch.zeros_like(t[rows_P]) if t.grad is None else t.grad[rows_P] for t in self.tensors]
+        self.step_rows(rows_P, grads, scale=scale)
+
+    @torch.no_grad()
+    def step_rows(self, rows_P: Tensor, grads: Sequence[Tensor], *, scale: float = 1.0) -> None:
+        """As :meth:`step` with the gradients given, each P times the shape of a row; ``rows_P`` without the identity."""
         if len(rows_P) == 0:
             return
         self.steps_S[rows_P] += 1
-        grads = [torch.zeros_like(t[rows_P]) if t.grad is None else t.grad[rows_P] for t in self.tensors]
-        scale_P = self._clip(grads)
+        clip_P = self._clip(grads)
         b1, b2 = self.betas
         steps_P = self.steps_S[rows_P].double()
         for t, g, m, v in zip(self.tensors, grads, self.first, self.second, strict=True):
             shape = (-1, *[1] * (t.ndim - 1))
-            g = g * scale_P.view(shape).to(g.dtype)
+            g = g * clip_P.view(shape).to(g.dtype)
             m_P = b1 * m[rows_P] + (1 - b1) * g
             v_P = b2 * v[rows_P] + (1 - b2) * g * g
             m[rows_P], v[rows_P] = m_P, v_P
             one, two = ((1 - b**steps_P).view(shape).to(g.dtype) for b in (b1, b2))
-            lr_P = self.lr_S[rows_P].view(shape).to(g.dtype)
+            lr_P = (scale * self.lr_S[rows_P]).view(shape).to(g.dtype)
             before = t[rows_P]
             if t.ndim > 2 and self.weight_decay:
                 before = before * (1 - lr_P * self.weight_decay)

@@ -1,0 +1,310 @@
+"""Many submodels trained in one job, each exactly as if it were alone.
+
+Time goes in rounds: in each, every owner that still trains makes one step of its own on a few of its own utterances.
+Which ones follows from (seed, owner, round) alone; how owners are packed into batches changes nothing but speed. So an
+owner's submodel is the same in a bank of any size, after a resume in other company, and on any number of processes.
+
+    S  rows of a bank   B  utterances   P  owners of a step
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import final
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from manyvoice.data.collate import Collator
+from manyvoice.errors import WorkError
+from manyvoice.submodels.bank import Bank, Where
+from manyvoice.submodels.optim import RowAdamW, owner_means
+from manyvoice.train.distributed import exchange_gradients, summed
+from manyvoice.types import Batch, Seconds
+
+# losses of each utterance of a batch, one for each size that a round trains; back-propagated one after the other
+LossesOf = Callable[[Bank, Batch, int], Iterator[Tensor]]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """An owner's utterances, by their rows in the corpus.
+
+    Args: adapt: it learns from these.  choose: these say when it is best.  replay: speech of others that it learns from
+        as well, so as not to forget it.
+    """
+
+    adapt: tuple[int, ...]
+    choose: tuple[int, ...]
+    replay: tuple[int, ...] = ()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast.
+
+    Args:
+        rounds: at most; each is a step of every owner.
+        utterances: of its own in an owner's step.  replayed: of others.
+        seconds: padded audio of a batch.
+        lr: peak, for owners without a rate of their own; warmed up over a tenth, then a cosine to a tenth.
+        every: rounds between two looks at what chooses.  patience: looks without a better one until an owner stops.
+        shared_lr: of what submodels share.
+    """
+
+    rounds: int = 100
+    utterances: int = 4
+    replayed: int = 0
+    seconds: Seconds = Seconds(60.0)
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    every: int = 10
+    patience: int = 3
+    shared_lr: float = 1e-3
+
+    def rate(self, round: int) -> float:
+        """Of the peak in this round."""
+        warm = max(1, self.rounds // 10)
+        if round < warm:
+            return (round + 1) / warm
+        done = (round - warm) / max(1, self.rounds - warm)
+        return 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+
+
+@final
+@dataclass(kw_only=True)
+class Best:
+    """The best an owner has been: the nats per token on what chooses, and in which round; 0 is before any step."""
+
+    nats: float
+    round: int
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+
+def visit(seed: int, owner: str, round: int, rows: Sequence[int], count: int) -> list[int]:
+    """The rows of an owner's step: ``count`` of its utterances, all before any a second time; each time reshuffled."""
+    count = min(count, len(rows))
+    if count == 0:
+        return []
+    found: list[int] = []
+    for place in range(round * count, (round + 1) * count):
+        turn, k = divmod(place, len(rows))
+        digest = blake2b(f"{seed} {owner} {turn}".encode(), digest_size=8, person=b"visit.v1").digest()
+        order = np.random.default_rng(int.from_bytes(digest, "little")).permutation(len(rows))
+        found.append(rows[int(order[k])])
+    return found
+
+
+def packed(groups: Mapping[int, Sequence[int]], durations_N: np.ndarray, seconds: Seconds) -> list[list[int]]:
+    """Owners' groups of utterances to batches of at most so many padded seconds, owners of like length together.
+
+    Args: groups: rows of the corpus, by row of the bank.
+    Returns: the bank's rows of each batch.  A group that is larger than that is a batch by itself.
+    """
+    longest = {row: max(float(durations_N[i]) for i in group) for row, group in groups.items()}
+    order = sorted(groups, key=lambda row: (-longest[row], row))
+    batches: list[list[int]] = []
+    utterances, limit = 0, 0.0
+    for row in order:
+        size = len(groups[row])
+        if not batches or (utterances + size) * limit > seconds:
+            batches.append([])
+            utterances, limit = 0, longest[row]
+        batches[-1].append(row)
+        utterances += size
+    return batches
+
+
+@final
+class OwnerTraining:
+    """Trains a bank's rows on their owners' speech.
+
+    Args:
+        bank: on the model that ``losses`` runs, whose own weights are frozen.
+        speech: of each of the bank's owners, in order.
+        collator: of the corpus that the speech names; its augmentation follows from (utterance, round).
+        losses: what training minimises.  nats: the loss that chooses, of each utterance, without gradients.
+        lrs: peaks by owner, where they differ.
+        accelerator: for methods that share tensors, whose gradients the processes add up.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        speech: Sequence[Speech],
+        collator: Collator,
+        losses: LossesOf,
+        nats: Callable[[Bank, Batch], Tensor],
+        schedule: Schedule,
+        *,
+        seed: int = 0,
+        lrs: Sequence[float] | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.bank, self.speech, self.collator = bank, list(speech), collator
+        self.losses, self.nats, self.schedule, self.seed = losses, nats, schedule, seed
+        rates = [schedule.lr] * len(speech) if lrs is None else lrs
+        self.optimizer = RowAdamW(
+            bank.parameters(),
+            torch.tensor([0.0, *rates]),
+            weight_decay=schedule.weight_decay,
+            clip=schedule.clip,
+        )
+        shared = list(bank.shared.values())
+        self.shared = torch.optim.AdamW(shared, lr=schedule.shared_lr, weight_decay=0.0) if shared else None
+        self.accelerator = accelerator
+        self.active = set(range(1, len(bank)))
+        self.best: dict[int, Best] = {}
+        self._rows: dict[int, dict[Where, Tensor]] = {}
+        self._together = Best(nats=math.inf, round=0)
+        self._all_of_it: tuple[dict[Where, Tensor], dict[Where, Tensor]] | None = None
+
+    def run(self, progress: Callable[[int, int, int], None] | None = None) -> dict[int, Best]:
+        """Train until all owners have stopped or the rounds are over; each row is then the best it has been.
+
+        Args: progress: told of (round, rounds, owners still training).
+        Raises: WorkError if a loss is not finite.
+        """
+        self._look(0)
+        for round in range(self.schedule.rounds):
+            self._round(round)
+            done = round + 1
+            if done % self.schedule.every == 0 or done == self.schedule.rounds:
+                self._look(done)
+            if progress is not None:
+                progress(done, self.schedule.rounds, len(self.active))
+            if self._over():
+                break
+        for row, tensors in self._rows.items():
+            self.bank.put(row, tensors)
+        if self._all_of_it is not None:
+            for where, p in (self.bank.tensors | self.bank.shared).items():
+                p.data.copy_((self._all_of_it[0] | self._all_of_it[1])[where])
+        return self.best
+
+    def _over(self) -> bool:
+        return not self.active if self.shared is None else self._all(len(self.active)) == 0
+
+    def _all(self, value: float) -> float:
+        """The sum over all processes."""
+        if self.accelerator is None:
+            return value
+        return float(summed(self.accelerator, torch.tensor([value], dtype=torch.float64))[0])
+
+    def _round(self, round: int) -> None:
+        groups = {row: self._group(row, round) for row in sorted(self.active)}
+        batches = packed(groups, self.collator.corpus.durations_N, self.schedule.seconds)
+        steps = len(batches)
+        if self.shared is not None and self.accelerator is not None:
+            # all processes exchange equally often; one that is through has nothing to add
+            counts = torch.zeros(self.accelerator.num_processes, dtype=torch.float64)
+            counts[self.accelerator.process_index] = steps
+            steps = int(summed(self.accelerator, counts).max())
+        for k in range(steps):
+            rows = batches[k] if k < len(batches) else []
+            self._step(rows, groups, round)
+
+    def _group(self, row: int, round: int) -> list[int]:
+        owner, said = self.bank.owners[row - 1], self.speech[row - 1]
+        own = visit(self.seed, owner, round, said.adapt, self.schedule.utterances)
+        return own + visit(self.seed, owner, round, said.replay, self.schedule.replayed)
+
+    def _step(self, rows: Sequence[int], groups: Mapping[int, Sequence[int]], round: int) -> None:
+        rate = self.schedule.rate(round)
+        rows_P = torch.tensor(list(rows), dtype=torch.int64)
+        if rows:
+            few = self.bank.leaves(rows_P)
+            batch = self._batch(rows, groups, round)
+            for loss_B in self.losses(few, batch, round):
+                _, means_P = _per_token(loss_B, batch)
+                if not torch.isfinite(means_P).all():
+                    bad = [self.bank.owners[r - 1] for r, m in zip(rows, means_P, strict=True) if not m.isfinite()]
+                    raise WorkError(
+                        f"the loss of {', '.join(bad[:5])} is not finite in round {round}; try a lower learning rate, "
+                        "or look at these speakers' utterances"
+                    )
+                means_P.sum().backward()
+            grads = [torch.zeros_like(t[1:]) if t.grad is None else t.grad[1:] for t in few.parameters()]
+            self.optimizer.step_rows(rows_P, grads, scale=rate)
+        if self.shared is not None:
+            self._step_shared(len(rows), rate)
+
+    def _step_shared(self, owners: int, rate: float) -> None:
+        """The mean over the owners of the step, on all processes."""
+        assert self.shared is not None
+        parameters = list(self.bank.shared.values())
+        everyone = self._all(owners)
+        if self.accelerator is not None:
+            exchange_gradients(self.accelerator, parameters)
+        for p in parameters:
+            if p.grad is not None:
+                p.grad /= max(1.0, everyone)
+        torch.nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
+        for group in self.shared.param_groups:
+            group["lr"] = rate * self.schedule.shared_lr
+        self.shared.step()
+        self.shared.zero_grad(set_to_none=True)
+
+    def _batch(self, rows: Sequence[int], groups: Mapping[int, Sequence[int]], round: int) -> Batch:
+        indices = [i for row in rows for i in groups[row]]
+        place_B = [k for k, row in enumerate(rows, start=1) for _ in groups[row]]
+        model = next(iter(self.bank.tensors.values()))
+        return self.collator(indices, round).owned(torch.tensor(place_B)).to(model.device, model.dtype)
+
+    @torch.no_grad()
+    def _look(self, round: int) -> None:
+        """Nats per token of every active owner on what chooses; the best so far is kept, who waits too long stops."""
+        found = self.choose_nats()
+        for row, nats in found.items():
+            best = self.best.setdefault(row, Best(nats=math.inf, round=0))
+            best.history.append((round, nats))
+            if nats < best.nats:
+                best.nats, best.round = nats, round
+                if self.shared is None:
+                    self._rows[row] = {where: p[row].clone() for where, p in self.bank.tensors.items()}
+            elif self.shared is None and self._late(best, round):
+                self.active.discard(row)
+        if self.shared is not None:
+            self._look_together(found, round)
+
+    def _look_together(self, found: Mapping[int, float], round: int) -> None:
+        """Where owners share tensors they are best together, by the mean over all of them, and stop together."""
+        mean = self._all(math.fsum(found.values())) / max(1.0, self._all(len(found)))
+        if mean < self._together.nats:
+            self._together.nats, self._together.round = mean, round
+            own, shared = self.bank.tensors, self.bank.shared
+            self._all_of_it = {w: p.clone() for w, p in own.items()}, {w: p.clone() for w, p in shared.items()}
+        elif self._late(self._together, round):
+            self.active.clear()
+
+    def _late(self, best: Best, round: int) -> bool:
+        return round - best.round >= self.schedule.patience * self.schedule.every
+
+    @torch.no_grad()
+    def choose_nats(self) -> dict[int, float]:
+        """Of the active owners, by row."""
+        groups = {row: self.speech[row - 1].choose for row in sorted(self.active)}
+        found: dict[int, float] = {}
+        for rows in packed(groups, self.collator.corpus.durations_N, Seconds(4 * self.schedule.seconds)):
+            plain = Collator(self.collator.corpus, self.collator.features, self.collator.tokens)
+            indices = [i for row in rows for i in groups[row]]
+            owner_B = torch.tensor([row for row in rows for _ in groups[row]])
+            first = next(iter(self.bank.tensors.values()))
+            batch = plain(indices).owned(owner_B).to(first.device, first.dtype)
+            rows_P, means_P = _per_token(self.nats(self.bank, batch), batch)
+            found |= dict(zip(rows_P.tolist(), means_P.tolist(), strict=True))
+        return found
+
+
+def _per_token(loss_B: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Rows present and each one's nats per token."""
+    tokens_B = batch.token_len_B.clamp(min=1)
+    return owner_means(loss_B / tokens_B, batch.owner_B, tokens_B)
