@@ -85,3 +85,19 @@ def test_speed_of_sizes(tmp_path: Path) -> None:
     largest, smallest = toy("supernet", tmp_path, "part=speed")["rows"]
     assert largest["torch_times_faster"] == largest["onnx_times_faster"] == 1
     assert smallest["torch_times_faster"] > 1 and smallest["share"] < 0.26
+
+
+@pytest.mark.slow
+def test_mixed(tmp_path: Path) -> None:
+    found = toy("mixed", tmp_path, "part=overhead,cliff,cold,memory,soak")
+    rows = {kind: [r for r in found["rows"] if r["kind"] == kind] for kind in ("overhead", "cliff", "cold", "memory")}
+    assert {row["arm"] for row in rows["overhead"]} == {"4 voices", "one voice", "4 voices by name, with receipts"}
+    for row in rows["cliff"]:
+        assert row["share_loaded"][0] == 0 < row["share_loaded"][2]
+    assert {row["source"] for row in rows["cold"]} == {"page cache", "disk"}
+    assert rows["memory"][0]["less_formula"] == 0
+    soaked, planted = found["rows"][-2:]
+    assert soaked["wrong"] == 0 and soaked["answered"] > 300 and soaked["loads"] > soaked["voices"]
+    assert soaked["changes"] > 0 and soaked["furthest_from_expected"] < soaked["tolerance"] < soaked["apart"]
+    assert planted["wrong"] > 100
+    assert [aim["holds"] for aim in found["aims"][3:]] == [True] * 4

@@ -136,7 +136,7 @@ def test_damaged_files_and_wrong_words(supernet: Path, tmp_path: Path, monkeypat
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"bad\.onnx: no ONNX model that ONNX Runtime reads"):
         onnx_recogniser(tmp_path / "bad.onnx", load_size(supernet, None))
-    with pytest.raises(UsageError, match="--to coreml: onnx is the only form so far"):
+    with pytest.raises(UsageError, match="--to coreml: must be one of onnx, folder, peft"):
         CliRunner().invoke(app, ["export", str(supernet), "--to", "coreml"], catch_exceptions=False)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match=r"needs onnxscript: pip install 'manyvoice\[export\]'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from manyvoice.errors import WorkError
@@ -53,8 +55,8 @@ class Rows:
         x, labels = [self.x[i] for i in indices], [self.labels[i] for i in indices]
         zero = torch.zeros(len(x), dtype=torch.int64)
         return Batch(
-            ids=tuple(map(str, indices)), features_BTF=torch.nn.utils.rnn.pad_sequence(x, batch_first=True),
-            len_B=torch.tensor([len(v) for v in x]), tokens_BU=torch.nn.utils.rnn.pad_sequence(labels, batch_first=True),
+            ids=tuple(map(str, indices)), features_BTF=pad_sequence(x, batch_first=True),
+            len_B=torch.tensor([len(v) for v in x]), tokens_BU=pad_sequence(labels, batch_first=True),
             token_len_B=torch.tensor([len(v) for v in labels]), owner_B=zero, label_B=zero, seconds_B=zero.double(),
         )  # fmt: skip
 
@@ -66,7 +68,7 @@ SCHEDULE = Schedule(rounds=7, utterances=3, replayed=1, seconds=Seconds(2.0), lr
 
 def training(
     base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, owners: list[str], *, method: str = "adapter",
-    schedule: Schedule = SCHEDULE, **more: Any,
+    schedule: Schedule = SCHEDULE, lrs: tuple[float, ...] = (),
 ) -> OwnerTraining:  # fmt: skip
     rows = Rows()
     monkeypatch.setattr("manyvoice.train.owners.Collator", lambda *_: rows)
@@ -81,7 +83,12 @@ def training(
 
     bank = Bank(anatomy_of(base), make_method(method), owners, dtype=torch.float64)
     speech = [SPEECH[OWNERS.index(o)] for o in owners]
-    return OwnerTraining(bank, speech, rows, losses, loss, schedule, **more)  # type: ignore[arg-type]
+    speech = [replace(s, lr=lr) for s, lr in zip(speech, lrs or [None] * len(speech), strict=True)]
+    return OwnerTraining(bank, speech, rows, losses, loss, schedule)  # type: ignore[arg-type]
+
+
+def choose(job: OwnerTraining) -> dict[int, tuple[int, ...]]:
+    return {row: said.choose for row, said in enumerate(job.speech, start=1)}
 
 
 def test_a_bank_of_four_is_four_runs(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,14 +108,13 @@ def test_a_bank_of_four_is_four_runs(base: PreTrainedModel, monkeypatch: pytest.
 def test_an_owner_is_the_best_it_has_been(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     job = training(base, monkeypatch, OWNERS)
     best = job.run()
-    job.active = set(best)
-    for row, nats in job.choose_nats().items():
+    for row, nats in job.nats_of(choose(job)).items():
         assert nats == pytest.approx(min(n for _, n in best[row].history), rel=1e-12)
         assert nats == pytest.approx(best[row].nats, rel=1e-12)
 
 
 def test_owners_may_have_rates_of_their_own(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = training(base, monkeypatch, OWNERS, lrs=[0.0, 1e-2, 0.0, 1e-2])
+    job = training(base, monkeypatch, OWNERS, lrs=(0.0, 1e-2, 0.0, 1e-2))
     start = training(base, monkeypatch, OWNERS).bank
     job.run()
     moved = [any(not torch.equal(p[r], start.tensors[w][r]) for w, p in job.bank.tensors.items()) for r in range(5)]
@@ -120,10 +126,9 @@ def test_owners_that_share_learn_together(method: str, base: PreTrainedModel, mo
     job = training(base, monkeypatch, OWNERS, method=method, schedule=Schedule(
         rounds=12, utterances=3, seconds=Seconds(9.0), lr=2e-2, shared_lr=1e-2, every=3, patience=9))  # fmt: skip
     before = {where: p.clone() for where, p in job.bank.shared.items()}
-    first = job.choose_nats()
+    first = job.nats_of(choose(job))
     job.run()
-    job.active = set(first)
-    assert sum(job.choose_nats().values()) < sum(first.values())
+    assert sum(job.nats_of(choose(job)).values()) < sum(first.values())
     assert any(not torch.equal(p, before[where]) for where, p in job.bank.shared.items())
 
 

@@ -88,6 +88,40 @@ class CachedFeatures(Features):
         return cls(RaggedCache.build(folder, key, rows(), dtype=np.float16, width=log_mel.bins))
 
 
+@final
+class HeldFeatures(Features):
+    """Features of some rows of a corpus, computed once and held in memory as float16: 16 kB a second of speech."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        log_mel: LogMel,
+        rows: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._held: dict[int, np.ndarray] = {}
+        for done, i in enumerate(rows, start=1):
+            self._held[i] = half(log_mel(corpus[i].audio.read(log_mel.rate)))
+            if progress is not None:
+                progress(done, len(rows))
+
+    def of(self, index: int, epoch: int) -> Tensor:
+        """T F, the same in every epoch. KeyError for a row that was not asked for."""
+        return torch.from_numpy(self._held[index].astype(np.float32))
+
+
+@final
+class Picked(Features):
+    """Features of a subset of a corpus, from those of the whole; ``rows`` are what ``subset`` was given."""
+
+    def __init__(self, features: Features, rows: Sequence[int]) -> None:
+        self.features, self.rows = features, rows
+
+    def of(self, index: int, epoch: int) -> Tensor:
+        """T F of the subset's row."""
+        return self.features.of(self.rows[index], epoch)
+
+
 def decoded(corpus: Corpus, rate: int, folder: Path, progress: Callable[[int, int], None] | None = None) -> RaggedCache:
     """Open the cache of a corpus's samples, or make it: 16 bits, 32 kB a second at 16 kHz."""
 

@@ -32,13 +32,26 @@ Decoder = Callable[[Padded], list[str]]
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class Owned:
+    """Utterances that run with submodels of their own.
+
+    Args: owners: a row of a bank for every utterance of the corpus.  scorer: a batch with ``owner_B`` to
+        log-probabilities.
+    """
+
+    owners: Sequence[int]
+    scorer: Callable[[Batch], Padded]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What a recogniser did on a corpus.
 
     Args:
         words, characters: scores with counts of every utterance.
         loss: nats per label token.  loss_per_character: nats per character of the reference, spaces included.
-        seconds: of audio.
+        seconds: of audio.  nats, tokens: of each utterance.
     """
 
     words: Score
@@ -46,6 +59,8 @@ class Evaluation:
     loss: float
     loss_per_character: float
     seconds: Seconds
+    nats: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
 
     def as_dict(self, *, interval: bool = True) -> dict[str, Any]:
         """The totals as JSON."""
@@ -115,11 +130,13 @@ def evaluate(
     features: Features | None = None,
     normaliser: str = "basic",
     batch_seconds: Seconds = Seconds(120.0),
+    owned: Owned | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Error rates of a corpus with texts.
 
     Args: decoder: greedy if not given.  features: where a cache of this corpus exists.
+        owned: with which submodel each utterance runs, instead of the recogniser alone.
     Raises: DecodeError for an empty corpus; AudioError for sound that cannot be read.
     """
     if len(corpus) == 0:
@@ -128,13 +145,13 @@ def evaluate(
     source = features or LiveFeatures(corpus, recogniser.log_mel)
     texts = corpus.texts()
     tokens = [recogniser.tokenizer.encode(t) for t in texts]
-    collator = Collator(corpus, source, tokens)
+    collator = Collator(corpus, source, tokens, owners=owned.owners if owned else None)
     hypotheses = [""] * len(corpus)
     nats_N = np.zeros(len(corpus))
     done = 0
     for indices in batches_by_length(corpus.durations_N, batch_seconds):
         batch = collator(indices)
-        logp = recogniser.logp(batch.features_BTF, batch.len_B)
+        logp = recogniser.logp(batch.features_BTF, batch.len_B) if owned is None else owned.scorer(batch)
         for i, text in zip(indices, decoder(logp), strict=True):
             hypotheses[int(i)] = text
         nats_N[indices] = _nats(recogniser, batch, logp).cpu().numpy()
@@ -150,6 +167,8 @@ def evaluate(
         loss=float(nats_N.sum()) / max(1, sum(map(len, tokens))),
         loss_per_character=float(nats_N.sum()) / max(1, sum(len(recogniser.tokenizer.normalise(t)) for t in texts)),
         seconds=Seconds(math.fsum(corpus.durations_N)),
+        nats=tuple(nats_N.tolist()),
+        tokens=tuple(map(len, tokens)),
     )
 
 

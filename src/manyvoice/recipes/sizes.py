@@ -23,10 +23,11 @@ from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.decode.speed import Speed, measure_speed
 from manyvoice.elastic.extract import extract
-from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.narrow import Elastic, Plan
 from manyvoice.elastic.subnet import Subnet, read_subnet, whole, write_subnet
 from manyvoice.errors import ModelError, UsageError, WorkError
 from manyvoice.models import batchnorm
+from manyvoice.models.anatomy import Anatomy
 from manyvoice.models.cost import AUDIO, cost_of
 from manyvoice.recipes.card import measured, read_card, write_derived_card
 from manyvoice.recipes.prepare import Prepared
@@ -162,7 +163,8 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
     small = alone(recogniser, elastic, size)
     try:
         small.save(output)
-        layers = {"original_layers": list(elastic.plan(size.subnet).layers)}
+        plan = elastic.plan(size.subnet)
+        layers = {"original_layers": list(plan.layers), "voices": _for_voices(elastic.anatomy, plan)}
         document = {k: size.document[k] for k in ("costs", "results")}
         write_subnet(output / "subnet.json", size.subnet, supernet=recogniser.fingerprint(), more=layers | document)
     except OSError as error:
@@ -172,6 +174,17 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
         output, small, read_card(folder), results=size.document["results"],
         command=f"manyvoice subnets {spec} extract {name}",
     )  # fmt: skip
+
+
+def _for_voices(anatomy: Anatomy, plan: Plan) -> dict[str, Any]:
+    """What a folder must say so that voices of the whole model run on it: the whole's sites, and what is left."""
+    weights = {f"{site.name}.weight" for site in anatomy.sites}
+    slices = {
+        name: [[one.dim, [list(r) for r in one.ranges]] for one in found]
+        for name, found in plan.slices.items()
+        if name in weights
+    }
+    return {"sites": [asdict(site) for site in anatomy.sites], "slices": slices}
 
 
 def compare_sizes(

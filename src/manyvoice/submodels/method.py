@@ -77,6 +77,15 @@ class Edit(ABC):
         """What :meth:`alone` has at a site, from one submodel's tensors here, none with a leading axis."""
         return dict(tensors)
 
+    def merged(
+        self, tensors: Mapping[str, Tensor], weight_OI: Tensor, bias_O: Tensor | None
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of a linear map that does what the site does after the edit; None where none can.
+
+        Args: tensors: one submodel's at the site, none with a leading axis.  bias_O: None for a map without one.
+        """
+        return None
+
     def settings(self) -> dict[str, Any]:
         """As they are stored."""
         return asdict(self)

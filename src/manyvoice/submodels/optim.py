@@ -73,7 +73,7 @@ class RowAdamW:
 
     @torch.no_grad()
     def step_rows(self, rows_P: Tensor, grads: Sequence[Tensor], *, scale: float = 1.0) -> None:
-        """As :meth:`step` with the gradients given, each P times the shape of a row; ``rows_P`` without the identity."""
+        """As :meth:`step` with gradients given, each P times the shape of a row; ``rows_P`` without the identity."""
         if len(rows_P) == 0:
             return
         self.steps_S[rows_P] += 1

@@ -37,12 +37,13 @@ class Speech:
     """An owner's utterances, by their rows in the corpus.
 
     Args: adapt: it learns from these.  choose: these say when it is best.  replay: speech of others that it learns from
-        as well, so as not to forget it.
+        as well, so as not to forget it.  lr: peak, where it differs from the schedule's.
     """
 
     adapt: tuple[int, ...]
     choose: tuple[int, ...]
     replay: tuple[int, ...] = ()
+    lr: float | None = None
 
 
 @final
@@ -132,7 +133,6 @@ class OwnerTraining:
         speech: of each of the bank's owners, in order.
         collator: of the corpus that the speech names; its augmentation follows from (utterance, round).
         losses: what training minimises.  nats: the loss that chooses, of each utterance, without gradients.
-        lrs: peaks by owner, where they differ.
         accelerator: for methods that share tensors, whose gradients the processes add up.
     """
 
@@ -146,12 +146,11 @@ class OwnerTraining:
         schedule: Schedule,
         *,
         seed: int = 0,
-        lrs: Sequence[float] | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.bank, self.speech, self.collator = bank, list(speech), collator
         self.losses, self.nats, self.schedule, self.seed = losses, nats, schedule, seed
-        rates = [schedule.lr] * len(speech) if lrs is None else lrs
+        rates = [schedule.lr if said.lr is None else said.lr for said in speech]
         self.optimizer = RowAdamW(
             bank.parameters(),
             torch.tensor([0.0, *rates]),
@@ -262,7 +261,7 @@ class OwnerTraining:
     @torch.no_grad()
     def _look(self, round: int) -> None:
         """Nats per token of every active owner on what chooses; the best so far is kept, who waits too long stops."""
-        found = self.choose_nats()
+        found = self.nats_of({row: self.speech[row - 1].choose for row in sorted(self.active)})
         for row, nats in found.items():
             best = self.best.setdefault(row, Best(nats=math.inf, round=0))
             best.history.append((round, nats))
@@ -289,15 +288,14 @@ class OwnerTraining:
         return round - best.round >= self.schedule.patience * self.schedule.every
 
     @torch.no_grad()
-    def choose_nats(self) -> dict[int, float]:
-        """Of the active owners, by row."""
-        groups = {row: self.speech[row - 1].choose for row in sorted(self.active)}
+    def nats_of(self, groups: Mapping[int, Sequence[int]]) -> dict[int, float]:
+        """Nats per token of rows of the bank, each on its utterances, in batches of many."""
         found: dict[int, float] = {}
+        plain = Collator(self.collator.corpus, self.collator.features, self.collator.tokens)
+        first = next(iter(self.bank.tensors.values()))
         for rows in packed(groups, self.collator.corpus.durations_N, Seconds(4 * self.schedule.seconds)):
-            plain = Collator(self.collator.corpus, self.collator.features, self.collator.tokens)
             indices = [i for row in rows for i in groups[row]]
             owner_B = torch.tensor([row for row in rows for _ in groups[row]])
-            first = next(iter(self.bank.tensors.values()))
             batch = plain(indices).owned(owner_B).to(first.device, first.dtype)
             rows_P, means_P = _per_token(self.nats(self.bank, batch), batch)
             found |= dict(zip(rows_P.tolist(), means_P.tolist(), strict=True))

@@ -51,5 +51,11 @@ class Lora(Edit):
         low_BTR = torch.bmm(x_BTI, tensors["A"])
         return torch.baddbmm(y_BTO, low_BTR, tensors["B"], alpha=self.alpha / self.rank)
 
+    def merged(
+        self, tensors: Mapping[str, Tensor], weight_OI: Tensor, bias_O: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """W + (alpha / R) (A B)^T; the bias stays."""
+        return weight_OI + (self.alpha / self.rank) * (tensors["A"] @ tensors["B"]).T, bias_O
+
 
 METHOD = Lora

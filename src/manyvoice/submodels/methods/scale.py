@@ -36,5 +36,13 @@ class Scale(Edit):
         """See the formula above."""
         return y_BTO + y_BTO * tensors["gain"][:, None] + tensors["bias"][:, None]
 
+    def merged(
+        self, tensors: Mapping[str, Tensor], weight_OI: Tensor, bias_O: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows of W times their gains, and a bias that is scaled and shifted."""
+        gain_O = 1 + tensors["gain"]
+        bias = tensors["bias"] if bias_O is None else bias_O * gain_O + tensors["bias"]
+        return weight_OI * gain_O[:, None], bias
+
 
 METHOD = Scale

@@ -1,0 +1,183 @@
+"""What personalisation did for whom: counts of every speaker, and the whole of them by the project's rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from manyvoice.decode.compare import Arm, compare
+from manyvoice.decode.evaluate import Evaluation
+from manyvoice.errors import WorkError
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One speaker's utterances under one model.
+
+    Args: errors, words, character_errors, characters: of each utterance.  nats: of each, tokens beside.
+    """
+
+    errors: list[int]
+    words: list[int]
+    character_errors: list[int]
+    characters: list[int]
+    nats: list[float]
+    tokens: list[int]
+
+    @classmethod
+    def of(cls, found: Evaluation, rows: Sequence[int]) -> Measured:
+        """These utterances of an evaluation."""
+        words, characters = found.words.counts, found.characters.counts
+        return cls(
+            errors=[words[k].errors for k in rows],
+            words=[words[k].reference for k in rows],
+            character_errors=[characters[k].errors for k in rows],
+            characters=[characters[k].reference for k in rows],
+            nats=[round(found.nats[k], 4) for k in rows],
+            tokens=[found.tokens[k] for k in rows],
+        )
+
+    @property
+    def wer(self) -> float:
+        """Word error rate."""
+        return sum(self.errors) / max(1, sum(self.words))
+
+    @property
+    def cer(self) -> float:
+        """Character error rate."""
+        return sum(self.character_errors) / max(1, sum(self.characters))
+
+    @property
+    def loss(self) -> float:
+        """Nats per character."""
+        return sum(self.nats) / max(1, sum(self.characters))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One speaker.
+
+    Args:
+        kept, why: whether the voice is in the store, and if not why.  voice: its hash.
+        adapt_seconds, adapt_utterances: that it learned from.  lr, round: of the candidate, and when it was best.
+        choose_nats: per token on the utterances that choose, of the base and of the voice.
+        others: how much larger the loss on others' speech is.
+        before, after: the utterances that report, under the base and under the voice, kept or not.
+    """
+
+    speaker: str
+    kept: bool
+    why: str
+    lr: float
+    round: int
+    adapt_seconds: float
+    adapt_utterances: int
+    choose_nats: tuple[float, float]
+    others: float | None
+    before: Measured
+    after: Measured
+    voice: str | None = None
+
+    @property
+    def served(self) -> Measured:
+        """What this speaker gets."""
+        return self.after if self.kept else self.before
+
+    @classmethod
+    def from_json(cls, line: str) -> Outcome:
+        """A line of ``speakers.jsonl``. ValueError or TypeError for one that was cut off."""
+        said = json.loads(line)
+        nats = tuple(said.pop("choose_nats"))
+        before, after = (Measured(**said.pop(name)) for name in ("before", "after"))
+        return cls(before=before, after=after, choose_nats=(nats[0], nats[1]), **said)
+
+    def to_json(self) -> str:
+        """A line of ``speakers.jsonl``."""
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A job's outcome.
+
+    Args: left_out: speakers without enough speech, and why.  totals: error rates before and after, and the comparison.
+    """
+
+    outcomes: list[Outcome]
+    left_out: dict[str, str]
+    totals: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``report.json``."""
+        rows = []
+        for o in self.outcomes:
+            row = {k: v for k, v in asdict(o).items() if k not in ("before", "after")}
+            row |= {"wer_before": o.before.wer, "wer_after": o.after.wer, "words": sum(o.before.words)}
+            row |= {"cer_before": o.before.cer, "cer_after": o.after.cer}
+            row |= {"loss_before": o.before.loss, "loss_after": o.after.loss}
+            rows.append(row)
+        return {"totals": self.totals, "speakers": rows, "left_out": self.left_out, "settings": self.settings}
+
+    def write(self, folder: Path) -> None:
+        """``report.json`` and ``report.md``. WorkError if they cannot be written."""
+        try:
+            document = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, default=str)
+            (folder / "report.json").write_text(document + "\n", encoding="utf-8")
+            (folder / "report.md").write_text(self.text(), encoding="utf-8")
+        except OSError as error:
+            raise WorkError(f"{folder}: the report cannot be written ({error}); make room and run it again") from error
+
+    def text(self) -> str:
+        """For people."""
+        t = self.totals
+        lines = [
+            f"# {t['kept']} of {t['speakers']} speakers have a voice of their own",
+            "",
+            f"Word error rate {t['wer_before']:.2%} with the base, {t['wer_after']:.2%} with voices where they were "
+            f"kept; {t['comparison']}",
+            "",
+            "Which voices are kept was decided on other utterances than these.",
+            "",
+            "| speaker | speech learned from | words | WER of the base | WER of the voice | kept |",
+            "|---|---|---|---|---|---|",
+        ]
+        for o in sorted(self.outcomes, key=lambda o: o.speaker):
+            lines.append(
+                f"| {o.speaker} | {o.adapt_seconds:.0f} s in {o.adapt_utterances} | {sum(o.before.words)} | "
+                f"{o.before.wer:.1%} | {o.after.wer:.1%} | {'yes' if o.kept else 'no: ' + o.why} |"
+            )
+        lines += [f"| {name} | | | | | no: {why} |" for name, why in sorted(self.left_out.items())]
+        return "\n".join(lines) + "\n"
+
+
+def summarise(outcomes: Sequence[Outcome], left_out: Mapping[str, str], settings: Mapping[str, Any]) -> Report:
+    """All speakers together; those whose voice was not kept count with the base."""
+    before, after = [o.before for o in outcomes], [o.served for o in outcomes]
+    totals: dict[str, Any] = {"speakers": len(outcomes) + len(left_out), "kept": sum(o.kept for o in outcomes)}
+    for name, side in (("before", before), ("after", after)):
+        totals[f"wer_{name}"] = _ratio(side, "errors", "words")
+        totals[f"cer_{name}"] = _ratio(side, "character_errors", "characters")
+        totals[f"loss_{name}"] = _ratio(side, "nats", "characters")
+    totals["comparison"] = "nothing was measured"
+    words = np.asarray([w for m in before for w in m.words])
+    if words.sum():
+        arms = [
+            Arm(name, np.asarray([[e for m in side for e in m.errors]]), words)
+            for name, side in (("voices", after), ("the base", before))
+        ]
+        found = compare(arms[0], arms[1], synthetic=False)
+        totals |= {"comparison": found.sentence(), "compared": found.as_dict()}
+    return Report(outcomes=list(outcomes), left_out=dict(left_out), totals=totals, settings=dict(settings))
+
+
+def _ratio(side: Sequence[Measured], over: str, under: str) -> float:
+    return float(sum(sum(getattr(m, over)) for m in side) / max(1, sum(sum(getattr(m, under)) for m in side)))
