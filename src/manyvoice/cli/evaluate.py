@@ -20,6 +20,11 @@ def evaluate(
     lm_weight: Annotated[float, typer.Option(help="Weight of the language model.")] = 0.5,
     by: Annotated[str | None, typer.Option(help="A table by speaker, label, language, or a field of the rows.")] = None,
     size: Annotated[str | None, typer.Option(help="One of a supernet's sizes, such as 55.")] = None,
+    voice: Annotated[str | None, typer.Option(help="A voice file, or a name in the store.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--voices", help="Store; without --voice each speaker's own, where there is one.")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Whose voices, in the store.")] = "default",
     hypotheses: Annotated[Path | None, typer.Option(help="Write reference and hypothesis of each row here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
@@ -32,9 +37,13 @@ def evaluate(
     from manyvoice.decode.evaluate import evaluate as run_evaluation
     from manyvoice.recipes.sizes import load_size
     from manyvoice.recipes.transcribe import build_beam
+    from manyvoice.recipes.voiced import serve_speakers
 
-    recogniser = load_size(model, size)
     corpus = open_corpus(manifest)
+    served = None
+    if voice is not None or store is not None:
+        served = serve_speakers(model, corpus, size=size, voice=voice, store=store, tenant=tenant)
+    recogniser = load_size(model, size) if served is None else served.voiced.variant.recogniser
     decoder = None
     if beam > 1 or lm is not None:
         decoder = beam_to_texts(build_beam(recogniser, beam=beam, lm=lm, lm_weight=lm_weight))
@@ -44,11 +53,15 @@ def evaluate(
             corpus,
             decoder=decoder,
             normaliser=normaliser,
+            owned=None if served is None else served.owned,
             progress=lambda done, n: terminal.progress("evaluating", done, n),
         )
     document: dict[str, Any] = {"model": model, "corpus": corpus.fingerprint, **result.as_dict()}
     lines = [_line("WER", document, "wer", "word_counts"), _line("CER", document, "cer", "character_counts")]
     lines.append(f"loss {result.loss:.3f} nats a token, {result.loss_per_character:.3f} a character")
+    if served is not None:
+        document["voices"] = served.as_dict()
+        lines.append(served.text())
     if by is not None:
         groups = [group_of(u, by) for u in corpus]
         if all(g is None for g in groups):

@@ -28,6 +28,9 @@ def transcribe(
         list[str] | None, typer.Option(help="A word or phrase to favour, as text or text=bonus.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="One of a supernet's sizes, such as 55.")] = None,
+    voice: Annotated[str | None, typer.Option(help="A voice file, or a name in the store.")] = None,
+    store: Annotated[str | None, typer.Option("--voices", help="Store of voices that --voice names one of.")] = None,
+    tenant: Annotated[str, typer.Option(help="Whose voices, in the store.")] = "default",
     skip_bad: Annotated[bool, typer.Option(help="Leave unreadable sounds out, listed and counted.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
@@ -37,12 +40,20 @@ def transcribe(
     """
     from manyvoice.recipes import transcribe as recipe
     from manyvoice.recipes.sizes import load_size
+    from manyvoice.recipes.voiced import load_voiced, with_receipts
     from manyvoice.types import Seconds
 
     wanted = recipe.form_named(form)
     if not longest > 0:
         raise UsageError(f"--longest = {longest}: must be seconds above 0; 30 is usual")
-    recogniser = load_size(model, size)
+    if store is not None and voice is None:
+        raise UsageError(f"--voices {store}: say whose with --voice NAME; `manyvoice voices {store} ls` lists them")
+    voiced = None
+    if voice is None:
+        recogniser = load_size(model, size)
+    else:
+        voiced, name = load_voiced(model, size=size, voice=voice, store=store, tenant=tenant)
+        recogniser = voiced.recogniser(name)
     decoder = None
     if beam > 1 or lm is not None or hotword:
         decoder = recipe.build_beam(recogniser, beam=beam, lm=lm, lm_weight=lm_weight, hotwords=hotword or [])
@@ -57,6 +68,8 @@ def transcribe(
         transcripts = recipe.transcribe_all(
             recogniser, work, longest=Seconds(longest), beam=decoder, on_error=on_error if skip_bad else None
         )
+        if voiced is not None:
+            transcripts = with_receipts(voiced, transcripts)
         written = recipe.write_all(transcripts, sys.stdout, output, wanted, as_json=as_json)
         if output is not None:
             terminal.note(f"{written} recordings transcribed into {output}")

@@ -109,12 +109,14 @@ class Report:
     """A job's outcome.
 
     Args: left_out: speakers without enough speech, and why.  totals: error rates before and after, and the comparison.
+        planned: of a dry run: each speaker's utterances to learn from, to choose by and to report on.
     """
 
     outcomes: list[Outcome]
     left_out: dict[str, str]
     totals: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
+    planned: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As ``report.json``."""
@@ -125,7 +127,8 @@ class Report:
             row |= {"cer_before": o.before.cer, "cer_after": o.after.cer}
             row |= {"loss_before": o.before.loss, "loss_after": o.after.loss}
             rows.append(row)
-        return {"totals": self.totals, "speakers": rows, "left_out": self.left_out, "settings": self.settings}
+        found = {"totals": self.totals, "speakers": rows, "left_out": self.left_out, "settings": self.settings}
+        return found | {"planned": self.planned} if self.planned else found
 
     def write(self, folder: Path) -> None:
         """``report.json`` and ``report.md``. WorkError if they cannot be written."""
@@ -138,6 +141,8 @@ class Report:
 
     def text(self) -> str:
         """For people."""
+        if self.planned:
+            return self._plan()
         t = self.totals
         lines = [
             f"# {t['kept']} of {t['speakers']} speakers have a voice of their own",
@@ -157,6 +162,13 @@ class Report:
             )
         lines += [f"| {name} | | | | | no: {why} |" for name, why in sorted(self.left_out.items())]
         return "\n".join(lines) + "\n"
+
+    def _plan(self) -> str:
+        lines = [
+            f"{name}: {adapt} utterances to learn from, {choose} to choose by, {test} to report on"
+            for name, (adapt, choose, test) in self.planned.items()
+        ]
+        return "\n".join(lines + [f"{name}: left out, {why}" for name, why in sorted(self.left_out.items())])
 
 
 def summarise(outcomes: Sequence[Outcome], left_out: Mapping[str, str], settings: Mapping[str, Any]) -> Report:

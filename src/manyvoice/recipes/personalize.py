@@ -91,13 +91,15 @@ def personalize(
     store: Store | None = None,
     general: Corpus | None = None,
     watcher: Watcher | None = None,
+    dry_run: bool = False,
 ) -> Report:
     """A voice for every speaker that it helps; what an interrupted run has finished is used again.
 
     Under torchrun each process trains its share of the speakers.
 
     Args: store: ``output/voices`` if not given.  general: speech of others that a voice must not forget, to learn from
-        and to be measured on; without it other speakers of the manifest measure.
+        and to be measured on; without it other speakers of the manifest measure.  dry_run: see who has enough speech;
+        nothing is trained or written.
     Raises: UsageError if the folder is of another run; CorpusError for a manifest without speakers, with bad rows, or
         with texts that the base cannot write; WorkError if a speaker's loss is not finite.
     """
@@ -105,6 +107,9 @@ def personalize(
     accelerator = distributed.start("fp32")
     main = accelerator.is_main_process
     job = Personalising(base, corpus, output, wanted, general, (watcher or Silent()) if main else Silent())
+    if dry_run:
+        planned = {s.name: (len(s.adapt), len(s.choose), len(s.test)) for s in job.speakers}
+        return replace(job.report(), planned=planned)
     if main:
         job.claim()
     accelerator.wait_for_everyone()

@@ -6,7 +6,7 @@ T  encoder frames   V  vocabulary
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, final
@@ -39,12 +39,16 @@ HOTWORD_BONUS = 5.0
 @final
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """One recording's text, and words with times in seconds and confidences in 0..1."""
+    """One recording's text, and words with times in seconds and confidences in 0..1.
+
+    Args: receipt: which weights answered, where a voice did.
+    """
 
     id: str
     text: str
     words: tuple[Word, ...]
     seconds: Seconds
+    receipt: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As a JSON line."""
@@ -52,7 +56,8 @@ class Transcript:
             {"word": w.text, "start": round(w.start, 3), "end": round(w.end, 3), "confidence": round(w.confidence, 4)}
             for w in self.words
         ]
-        return {"id": self.id, "text": self.text, "seconds": round(self.seconds, 3), "words": spoken}
+        found = {"id": self.id, "text": self.text, "seconds": round(self.seconds, 3), "words": spoken}
+        return found if self.receipt is None else found | {"receipt": dict(self.receipt)}
 
     def render(self, form: Form) -> str:
         """The whole file that holds this transcript alone."""

@@ -1,0 +1,170 @@
+"""A recogniser that answers with a voice, or each utterance with its own; every answer leaves its receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from manyvoice.data.manifest import Corpus
+from manyvoice.decode.evaluate import Owned
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.errors import UsageError
+from manyvoice.recipes.transcribe import Transcript
+from manyvoice.recipes.variant import Variant, load_variant
+from manyvoice.submodels.cache import VoiceCache
+from manyvoice.submodels.pool import Loader, Narrowing, Resolver, Voices
+from manyvoice.submodels.receipt import Receipt
+from manyvoice.submodels.store import TENANT, Store
+from manyvoice.submodels.voice import Voice
+from manyvoice.types import Batch, Padded
+
+# Voices on the host, where one process transcribes or evaluates.
+_HOST_BYTES = 2**30
+_ROWS = 64
+
+
+@final
+class _File:
+    """One voice file, as a place of names and of voices."""
+
+    def __init__(self, path: Path) -> None:
+        self.voice = Voice.read(path)
+
+    def resolve(self, name: str, tenant: str, /) -> str:
+        """Whatever it is called."""
+        return self.voice.hash
+
+    def get(self, hash: str, tenant: str, /) -> Voice:
+        """The one there is."""
+        return self.voice
+
+
+@final
+@dataclass
+class Voiced:
+    """A variant with voices.
+
+    Attributes: receipts: of every utterance since the last :meth:`take`, in order.
+    """
+
+    variant: Variant
+    voices: Voices
+    tenant: str = TENANT
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def recogniser(self, voice: str | None) -> Recogniser:
+        """The variant's, all of whose answers are that voice's; without one the bare base's, with receipts."""
+        return self.variant.recogniser.scored_by(lambda x_BTF, len_B: self.logp(x_BTF, len_B, [voice] * len(len_B)))
+
+    def owned(self, names: Sequence[str | None]) -> Owned:
+        """A voice, or None for the bare base, for every utterance of a corpus, for evaluation."""
+        table = [None, *dict.fromkeys(name for name in names if name is not None)]
+        place = {name: k for k, name in enumerate(table)}
+
+        def scorer(batch: Batch) -> Padded:
+            return self.logp(batch.features_BTF, batch.len_B, [table[int(k)] for k in batch.owner_B])
+
+        return Owned(owners=[place[name] for name in names], scorer=scorer)
+
+    def logp(self, features_BTF: Tensor, len_B: Tensor, names: Sequence[str | None]) -> Padded:
+        """Log-probabilities B T V. Raises what the first voice that could not run did: nobody gets the base instead."""
+        answers = [o.answer() for o in self.voices.scores(features_BTF, len_B, names, self.tenant)]
+        self.receipts += [receipt for _, receipt in answers]
+        x_BTV = torch.nn.utils.rnn.pad_sequence([x for x, _ in answers], batch_first=True)
+        return Padded(x=x_BTV, len_B=torch.tensor([len(x) for x, _ in answers], device=x_BTV.device))
+
+    def take(self) -> list[Receipt]:
+        """The receipts, which are then forgotten here."""
+        taken, self.receipts = self.receipts, []
+        return taken
+
+
+def with_receipts(voiced: Voiced, transcripts: Iterable[Transcript]) -> Iterator[Transcript]:
+    """Each transcript with the receipt of the weights that made it."""
+    for transcript in transcripts:
+        taken = voiced.take()
+        yield replace(transcript, receipt=taken[-1].as_dict() if taken else None)
+
+
+@final
+@dataclass(frozen=True)
+class Served:
+    """A corpus whose speakers have voices.
+
+    Args: names: the voice of every utterance, None where its speaker has none.
+    """
+
+    voiced: Voiced
+    names: list[str | None]
+
+    @property
+    def owned(self) -> Owned:
+        """For evaluation."""
+        return self.voiced.owned(self.names)
+
+    def as_dict(self) -> dict[str, Any]:
+        """How many utterances ran with which voice, by the receipts, with hash, method and sites."""
+        found: dict[str, dict[str, Any]] = {}
+        for receipt in self.voiced.receipts:
+            entry = found.setdefault(receipt.voice or "", receipt.as_dict() | {"utterances": 0})
+            entry["utterances"] += 1
+        return {"base": found.pop("", {}).get("utterances", 0), "voices": found}
+
+    def text(self) -> str:
+        """In a line."""
+        voices = len({name for name in self.names if name is not None})
+        bare = sum(name is None for name in self.names)
+        return f"{len(self.names) - bare} utterances with {voices} voices of their speakers, {bare} with the bare base"
+
+
+def serve_speakers(
+    spec: str | Path, corpus: Corpus, *, size: str | None, voice: str | None, store: str | None, tenant: str
+) -> Served:
+    """One voice for all utterances, or each speaker's own where the store has one; the others run on the bare base.
+
+    Raises: UsageError if the store has a voice of none of the speakers; what :func:`load_voiced` raises.
+    """
+    voiced, name = load_voiced(spec, size=size, voice=voice, store=store, tenant=tenant)
+    if name is not None:
+        return Served(voiced, [name] * len(corpus))
+    assert store is not None
+    known = {entry.name for entry in Store(store).entries(tenant)}
+    names = [u.speaker if u.speaker in known else None for u in corpus]
+    if not any(names):
+        some = ", ".join(sorted(known)[:5]) or "nobody"
+        raise UsageError(f"--voices {store}: none of the corpus's speakers has a voice there; it has {some}")
+    return Served(voiced, names)
+
+
+def load_voiced(
+    spec: str | Path, *, size: str | None = None, voice: str | None = None, store: str | None = None,
+    tenant: str = TENANT,
+) -> tuple[Voiced, str | None]:  # fmt: skip
+    """A model with a store of voices or with one voice file, and the name to ask it for.
+
+    Args: voice: a name in the store, or without one the path of a voice file.
+    Raises: UsageError for a name without a store; VoiceError for a file that is no voice, or not for this base.
+    """
+    variant = load_variant(spec, size)
+    names: Resolver
+    voices: Loader
+    if store is not None:
+        names = Store(store)
+        voices = VoiceCache(names, host_bytes=_HOST_BYTES)
+    else:
+        if voice is None or not Path(voice).is_file():
+            raise UsageError(f"--voice {voice}: is no file; give a voice file, or a name with --voices STORE")
+        names = voices = _File(Path(voice))
+        variant.check(names.voice)
+        voice = names.voice.card.get("speaker") or Path(voice).stem
+    narrowing = Narrowing(size=variant.size, layers=variant.layers, slices=variant.slices)
+    recogniser = variant.recogniser
+    return Voiced(variant, Voices(
+        recogniser.model, variant.anatomy, base=variant.base, tokenizer=recogniser.tokenizer.fingerprint(),
+        names=names, voices=voices, rows=_ROWS, narrowing=narrowing,
+    ), tenant), voice  # fmt: skip
