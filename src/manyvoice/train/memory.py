@@ -216,9 +216,9 @@ def fit_by_counting(trial: Trial, shapes: Sequence[Shape], counts: Sequence[int]
 
     Where there are many shapes, some are counted and a and b of all are fitted by c1 T + c2 E + c3 E^2 + c4 E U, with
     E the encoder's frames; if that misses any that was counted, or two that were kept apart, by more than 2 %, all are
-    counted. Real steps at the sizes found for the shortest, a middle and the longest shape then say how many times the
-    counted bytes a step takes, since a general allocator keeps freed blocks that fit nothing else; other shapes take
-    the factor that lies between, by frames.
+    counted. Real steps of the shortest, a middle and the longest shape then say how many times the counted bytes a step
+    takes, since a general allocator keeps freed blocks that fit nothing else; the largest of the three goes for all,
+    because what one batch has left behind is there when the next one runs.
 
     Raises: UsageError if one utterance of a shape does not fit.
     """
@@ -227,22 +227,18 @@ def fit_by_counting(trial: Trial, shapes: Sequence[Shape], counts: Sequence[int]
     release()
     base = resident()
     ab_S2 = _bytes_per_shape(trial, shapes)
-    factors_S = np.ones(len(shapes))
-    sizes = _most(shapes, counts, ab_S2, factors_S, limit - base, limit)
+    sizes = _most(shapes, counts, ab_S2, limit - base, limit)
     confirmed = _confirm(trial, shapes, sizes, ab_S2, base)
-    if confirmed is not None:
-        frames, ratios = confirmed
-        factors_S = np.interp([s.frames for s in shapes], frames, np.maximum(1.0, ratios))
-        sizes = _most(shapes, counts, ab_S2, factors_S, limit - base, limit)
-    bytes_of = [round(base + f * (a + b * n)) for f, n, (a, b) in zip(factors_S, sizes, ab_S2, strict=True)]
-    return Counted(sizes=sizes, bytes_of=bytes_of, confirmed=None if confirmed is None else float(max(confirmed[1])))
+    factor = max(1.0, confirmed or 1.0)
+    if factor > 1.0:
+        sizes = _most(shapes, counts, ab_S2, (limit - base) / factor, limit)
+    bytes_of = [round(base + factor * (a + b * n)) for n, (a, b) in zip(sizes, ab_S2, strict=True)]
+    return Counted(sizes=sizes, bytes_of=bytes_of, confirmed=confirmed)
 
 
-def _most(
-    shapes: Sequence[Shape], counts: Sequence[int], ab_S2: np.ndarray, factors_S: np.ndarray, room: int, limit: int
-) -> list[int]:
+def _most(shapes: Sequence[Shape], counts: Sequence[int], ab_S2: np.ndarray, room: float, limit: int) -> list[int]:
     """The most utterances of each shape in ``room`` bytes."""
-    sizes = [min(max(1, n), int((room / f - a) // b)) for n, f, (a, b) in zip(counts, factors_S, ab_S2, strict=True)]
+    sizes = [min(max(1, n), int((room - a) // b)) for n, (a, b) in zip(counts, ab_S2, strict=True)]
     for shape, size in zip(shapes, sizes, strict=True):
         if size < 1:
             raise _nothing_fits(shape, shapes, limit)
@@ -293,16 +289,11 @@ def _spread(T: np.ndarray, U: np.ndarray) -> list[int]:
     return [*dict.fromkeys([*map(int, picks[:-2]), *ends]), *map(int, picks[-2:])]
 
 
-def _confirm(
-    trial: Trial, shapes: Sequence[Shape], sizes: Sequence[int], ab_S2: np.ndarray, base: int
-) -> tuple[list[int], list[float]] | None:
-    """Frames of the shortest, a middle and the longest shape, ascending, and measured over predicted bytes of each."""
-    frames = [s.frames for s in shapes]
-    order = np.argsort(frames, kind="stable")
-    ratios: dict[int, float] = {}
-    for k in (order[-1], order[len(order) // 2], order[0]):
-        if frames[k] in ratios:
-            continue
+def _confirm(trial: Trial, shapes: Sequence[Shape], sizes: Sequence[int], ab_S2: np.ndarray, base: int) -> float | None:
+    """Measured over predicted bytes of the shortest, a middle and the longest shape: the largest of them."""
+    order = np.argsort([s.frames for s in shapes], kind="stable")
+    ratios = []
+    for k in dict.fromkeys((order[-1], order[len(order) // 2], order[0])):
         started = time.perf_counter()
         trial.run(shapes[k], 1)
         each = time.perf_counter() - started
@@ -312,9 +303,8 @@ def _confirm(
         if measured is None:
             return None
         a, b = ab_S2[k]
-        ratios[frames[k]] = (measured - base) / (a + b * size)
-    known = sorted(ratios)
-    return known, [ratios[t] for t in known]
+        ratios.append((measured - base) / (a + b * size))
+    return float(max(ratios))
 
 
 def _nothing_fits(shape: Shape, shapes: Sequence[Shape], limit: int | None = None) -> UsageError:
