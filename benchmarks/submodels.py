@@ -1,0 +1,415 @@
+"""Voices trained together: what a step costs, how many voices an hour gives, and how much they help whom.
+
+    manyvoice bench submodels part=throughput     a step of 128 owners against 128 utterances of one, and voices an hour
+    manyvoice bench submodels part=hours base=MODEL
+                                                  whole jobs, start-up included: one for all speakers, one for each
+    manyvoice bench submodels part=digits         a voice for each digit speaker that its base has never heard
+    manyvoice bench submodels part=sentences base=MODEL
+                                                  65 speakers, 2, 4 and 8 sentences; MODEL from `bench sentences`
+    manyvoice bench submodels part=sizes base=SUPERNET
+                                                  voices trained across sizes against voices of one size alone
+
+The bases of the digits are those of `manyvoice bench digits arms=leave-out`, whose work folder is ``digits=FOLDER``.
+Settings were chosen on other utterances and other speakers than these report on: on clips of a digit speaker's training
+part that are not used here, and on the 25 choosing speakers of the sentences.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyvoice.config import make_run
+from manyvoice.data.join import join_clips
+from manyvoice.data.manifest import Corpus, open_corpus
+from manyvoice.decode.compare import Arm, compare
+from manyvoice.decode.evaluate import evaluate
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.models.anatomy import anatomy_of, family_of
+from manyvoice.models.load import build_model
+from manyvoice.recipes.bench import Aim, Bench
+from manyvoice.recipes.personal_report import Measured, Outcome
+from manyvoice.recipes.personalize import Personalisation, personalize
+from manyvoice.recipes.sizes import extract_size
+from manyvoice.recipes.speakers import Split
+from manyvoice.recipes.train import train
+from manyvoice.recipes.variant import Variant, all_variants, owned_by
+from manyvoice.submodels.bank import Bank, edited
+from manyvoice.submodels.method import make_method
+from manyvoice.submodels.optim import RowAdamW, per_owner
+from manyvoice.submodels.store import Store
+from manyvoice.submodels.voice import Voice
+from manyvoice.train.objective import ctc_per_utterance, scores_of
+from manyvoice.train.owners import Schedule
+from manyvoice.types import Batch
+
+RATIO, LESS_DIGITS, LESS_SENTENCES = 1.1, 0.75, 0.30
+# A digit speaker's clips: to learn from and to choose by, under a minute together, and strings joined out of them.
+ADAPT_CLIPS, CHOOSE_CLIPS, ADAPT_STRINGS, CHOOSE_STRINGS = 90, 30, 160, 30
+SPLIT = Split(choose=2, test=10, seed=0)
+SENTENCES = (2, 4, 8)
+ADULT = 16
+
+
+def run(bench: Bench) -> None:
+    """The part asked for, then the aims from the newest rows."""
+    parts: dict[str, Callable[[Bench], None]] = {
+        "throughput": throughput, "hours": hours, "digits": digits, "sentences": sentences, "sizes": sizes,
+    }  # fmt: skip
+    wanted = bench.option("part", "throughput")
+    for name in wanted.split(","):
+        if name in parts:
+            parts[name](bench)
+    aims(bench)
+
+
+# -- what a step costs -------------------------------------------------------------------------------------------------
+
+
+def throughput(bench: Bench) -> None:
+    """Steps of many owners against steps of one, taking turns in one process; then whole jobs."""
+    rows, repeats = (8, 1) if bench.toy else (int(bench.option("rows", "128")), int(bench.option("repeats", "5")))
+    lengths = [1.0] if bench.toy else [float(s) for s in bench.option("seconds", "1,2,4").split(",")]
+    settings = {"num_hidden_layers": 1, "hidden_size": 16} if bench.toy else {}
+    model, _ = build_model("tiny", settings, vocabulary=257, blank=256)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    model.eval()
+    for name in bench.option("methods", "adapter,lora").split(","):
+        for seconds in lengths:
+            found = step_times(model, name, rows, seconds, repeats, banks=(rows, 8 * rows))
+            one = min(found["one owner, a bank of one"], found["one owner, plain"])
+            for arm, taken in found.items():
+                bench.row(
+                    seed=0, kind="step", method=name, utterances=rows, seconds_each=seconds, arm=arm,
+                    seconds=round(taken, 4), against_one_owner=round(taken / one, 4),
+                )  # fmt: skip
+
+
+def step_times(
+    model: Any, method_name: str, rows: int, seconds: float, repeats: int, *, banks: tuple[int, int]
+) -> dict[str, float]:
+    """Median seconds of a training step for each arm; "single steps" is all owners one after the other."""
+    method, anatomy, family = make_method(method_name), anatomy_of(model), family_of(model)
+    frames, U = round(100 * seconds), max(1, round(3 * seconds))
+    gen = torch.Generator().manual_seed(0)
+    column = torch.zeros(rows, dtype=torch.int64)
+    batch = Batch(
+        ids=("noise",) * rows, features_BTF=torch.randn(rows, frames, 80, generator=gen), len_B=column + frames,
+        tokens_BU=(torch.arange(U) % 2 + 1).repeat(rows, 1), token_len_B=column + U, owner_B=column, label_B=column - 1,
+        seconds_B=column.double() + seconds,
+    )  # fmt: skip
+    everyone = torch.arange(1, rows + 1)
+    small, large = (Bank(anatomy, method, [str(k) for k in range(n)]) for n in banks)
+    alone = Bank(anatomy, method, ["x"])
+    optimizers = {id(b): RowAdamW(b.parameters(), 1e-3) for b in (small, large, alone)}
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return ctc_per_utterance(scores_of(model, batch), batch.tokens_BU, batch.token_len_B, family.blank(model))
+
+    def step(bank: Bank, rows_P: torch.Tensor, owner_B: torch.Tensor, part: Batch) -> None:
+        few = bank.leaves(rows_P)
+        with few.on(model, owner_B):
+            loss_B = loss(part)
+        per_owner(loss_B, owner_B).backward()
+        grads = [p.grad[1:] for p in few.parameters() if p.grad is not None]
+        optimizers[id(bank)].step_rows(rows_P, grads)
+
+    def plain() -> None:
+        """One submodel for the whole batch, without gathering rows: what a job of one speaker would write."""
+        own = {where: torch.nn.Parameter(p.detach()[1]) for where, p in alone.tensors.items()}
+
+        def tensors(key: str) -> dict[str, torch.Tensor]:
+            return {n: t.expand(rows, *t.shape) for (k, n), t in own.items() if k == key}
+
+        with edited(model, method, alone.sites, tensors):
+            loss_B = loss(batch)
+        loss_B.mean().backward()
+        one = torch.tensor([1])
+        optimizers[id(alone)].step_rows(one, [p.grad[None] for p in own.values() if p.grad is not None])
+
+    def singles() -> None:
+        for k in range(rows):
+            step(small, everyone[k : k + 1], torch.tensor([1]), batch.rows(k, k + 1))
+
+    arms: dict[str, Callable[[], None]] = {
+        "one owner, plain": plain,
+        "one owner, a bank of one": lambda: step(alone, torch.tensor([1]), column + 1, batch),
+        f"{banks[0]} owners": lambda: step(small, everyone, everyone, batch),
+        f"{rows} owners of a bank of {banks[1]}": lambda: step(large, everyone * (banks[1] // rows), everyone, batch),
+        f"{rows} single steps": singles,
+    }
+    taken: dict[str, list[float]] = {arm: [] for arm in arms}
+    for k in range(repeats + 1):
+        for arm, work in arms.items():
+            started = time.perf_counter()
+            work()
+            if k:  # the first of each warms up
+                taken[arm].append(time.perf_counter() - started)
+    return {arm: float(np.median(times)) if times else 0.0 for arm, times in taken.items()}
+
+
+def hours(bench: Bench) -> None:
+    """`manyvoice personalize` as a process of its own: once for all speakers, and once for each of three."""
+    corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl")
+    wanted, rounds = int(bench.option("speakers", "65")), int(bench.option("rounds", "20"))
+    speakers = corpus.speakers()[:wanted]
+    taken = {}
+    for name, jobs in (("one job for all", [speakers]), ("one job for each", [[s] for s in speakers[:3]])):
+        spent = []
+        for number, mine in enumerate(jobs):
+            place = bench.work / "hours" / f"{len(mine)}-{number}"
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            manifest = place / "speakers.jsonl"
+            corpus.where(lambda u, mine=mine: u.speaker in mine).write(manifest)
+            words = ["personalize", bench.option("base", ""), str(manifest), "-o", str(place / "run")]
+            words += ["--rounds", str(rounds), "--choose", "2", "--test", "10", "--json"]
+            started = time.perf_counter()
+            code = "from manyvoice.cli import main; main()"
+            subprocess.run([sys.executable, "-c", code, *words], check=True, stdout=subprocess.DEVNULL)
+            spent.append(time.perf_counter() - started)
+        each = sum(spent) / sum(map(len, jobs))
+        taken[name] = 3600 / each
+        bench.row(
+            seed=0, kind="hours", arm=name, speakers=sum(map(len, jobs)), rounds=rounds, seconds=round(sum(spent), 1),
+            voices_an_hour=round(3600 / each, 1),
+        )  # fmt: skip
+
+
+def sizes(bench: Bench) -> None:
+    """One digit speaker on every size of a supernet that never heard them.
+
+    A voice trained across the sizes, one trained on the whole alone, and one for each size trained on that size alone.
+    """
+    speaker = bench.option("speakers", "theo").split(",")[0]
+    bases = Path(bench.option("digits", str(bench.work.parent / "digits")))
+    base = supernet_without(bench, speaker, bases)
+    corpus, wish = digit_corpus(bench, speaker, bases), digit_wish(bench)
+    test = corpus.where(lambda u: u.extra.get("part") == "test")
+    whole = Recogniser.load(base)
+    for variant in all_variants(whole):
+        row = {"seed": 0, "kind": "sizes", "speaker": speaker, "size": variant.size}
+        bench.row(**row, arm="base", wer=evaluate(variant.recogniser, test).words.rate)
+    for arm, across in (("across sizes", True), ("the whole alone", False)):
+        output = fresh(bench, f"sizes-{speaker}", replace(wish, sizes=across))
+        personalize(base, corpus, output, replace(wish, sizes=across), watcher=bench.watcher)
+        for variant in all_variants(whole):
+            bench.row(seed=0, kind="sizes", speaker=speaker, size=variant.size, arm=arm,
+                      wer=wer_with(variant, Store(output / "voices").get(speaker), test))  # fmt: skip
+    for variant in all_variants(whole):
+        folder = bench.work / f"supernet-{speaker}" / f"size-{variant.size}"
+        if not folder.exists():
+            extract_size(base, str(variant.size), folder)
+        output = fresh(bench, f"sizes-{speaker}-{variant.size}", wish)
+        (outcome,) = personalize(folder, corpus, output, wish, watcher=bench.watcher).outcomes
+        bench.row(seed=0, kind="sizes", speaker=speaker, size=variant.size, arm="this size alone",
+                  wer=outcome.served.wer)  # fmt: skip
+
+
+def supernet_without(bench: Bench, speaker: str, bases: Path) -> Path:
+    """A supernet trained as `manyvoice bench digits` trains the base without that speaker."""
+    output = bench.work / f"supernet-{speaker}" / "run"
+    if (output / "model" / "manyvoice.json").exists():
+        return output / "model"
+    spoken = bases / f"without-{speaker}" / "train" / "manifest.jsonl"
+    return train(make_run({
+        "output": str(output), "corpus": {"train": str(spoken), "dev_share": 0.04, "licence": "CC-BY-SA-4.0"},
+        "tokenizer": {"kind": "words", "size": 100}, "batch": {"seconds": 40, "bins": 6}, "elastic": {},
+        "train": {"epochs": int(bench.option("epochs", "3")), "threads": 1},
+    }), watcher=bench.watcher, command="manyvoice bench submodels part=sizes")  # fmt: skip
+
+
+def wer_with(variant: Variant, voice: Voice, test: Corpus) -> float:
+    """A voice's error rate on a size."""
+    bank = Bank(variant.anatomy, voice.method, ["it"], empty=True)
+    bank.put(1, variant.check(voice).tensors)
+    return evaluate(variant.recogniser, test, owned=owned_by(variant, bank, [1] * len(test))).words.rate
+
+
+# -- whom it helps -----------------------------------------------------------------------------------------------------
+
+
+def digits(bench: Bench) -> None:
+    """Each of the four speakers on the base that was trained without them."""
+    folder = Path(bench.option("digits", str(bench.work.parent / "digits")))
+    wanted = bench.option("speakers", "george,jackson,nicolas,theo").split(",")
+    wish = digit_wish(bench)
+    for speaker in wanted:
+        base = folder / f"without-{speaker}" / "run" / "model"
+        corpus = digit_corpus(bench, speaker, folder)
+        started = time.perf_counter()
+        output = fresh(bench, f"digits-{speaker}", wish)
+        (outcome,) = personalize(base, corpus, output, wish, watcher=bench.watcher).outcomes
+        bench.row(
+            seed=0, kind="digits", speaker=speaker, method=wish.method, settings=wish.settings,
+            rounds=wish.schedule.rounds, lr=wish.schedule.lr,
+            masks=wish.masks, minutes=round((time.perf_counter() - started) / 60, 2),
+            **unique_seconds(bench, speaker), **rates(outcome),
+        )  # fmt: skip
+
+
+def digit_wish(bench: Bench) -> Personalisation:
+    """What is done for a digit speaker."""
+    rounds, lr = int(bench.option("rounds", "240")), float(bench.option("lr", "3e-3"))
+    return Personalisation(
+        settings={"rank": int(bench.option("rank", "64"))}, split=Split(field="part"),
+        schedule=Schedule(rounds=rounds, utterances=8, lr=lr, every=20, patience=9),
+        masks=bench.option("masks", "0") == "1", licence="CC-BY-SA-4.0",
+    )  # fmt: skip
+
+
+def digit_clips(bench: Bench, speaker: str) -> tuple[Corpus, Corpus]:
+    """Clips that a voice learns from, and others that choose."""
+    clips = open_corpus(bench.data / "digits" / "train.jsonl").where(lambda u: u.speaker == speaker)
+    order = sorted(range(len(clips)), key=lambda i: blake2b(clips[i].id.encode()).digest())
+    return clips.subset(order[:ADAPT_CLIPS]), clips.subset(order[ADAPT_CLIPS : ADAPT_CLIPS + CHOOSE_CLIPS])
+
+
+def unique_seconds(bench: Bench, speaker: str) -> dict[str, float]:
+    """Of speech, however often it was joined."""
+    adapt, choose = digit_clips(bench, speaker)
+    parts = {"adapt_speech": adapt, "choose_speech": choose}
+    return {name: round(float(part.durations_N.sum()), 1) for name, part in parts.items()}
+
+
+def digit_corpus(bench: Bench, speaker: str, bases: Path) -> Corpus:
+    """Strings to learn from, to choose by and to report on, each row with its part."""
+    place = bench.work / f"digits-{speaker}"
+    manifest = place / "all.jsonl"
+    if not manifest.exists():
+        adapt, choose = digit_clips(bench, speaker)
+        parts = {
+            "adapt": join_clips(adapt, place / "adapt", strings=ADAPT_STRINGS, clips=(1, 6), seed=1),
+            "choose": join_clips(choose, place / "choose", strings=CHOOSE_STRINGS, clips=4, seed=2),
+            "test": bases / f"without-{speaker}" / "test" / "manifest.jsonl",
+        }
+        lines = []
+        for part, path in parts.items():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                row["audio_filepath"] = str((path.parent / row["audio_filepath"]).resolve())
+                row |= {"part": part, "speaker": speaker, "id": f"{part}-{len(lines)}"}
+                lines.append(json.dumps(row) + "\n")
+        manifest.write_text("".join(lines), encoding="utf-8")
+    return open_corpus(manifest)
+
+
+def sentences(bench: Bench) -> None:
+    """The reporting speakers by one bank for each number of sentences; and one job for each of a few speakers."""
+    base = bench.option("base", "")
+    which = bench.option("on", "dev")
+    corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl" if which == "dev" else which)
+    ages = {str(u.speaker): float(u.extra.get("age", 0)) for u in corpus}
+    rounds, lr = int(bench.option("rounds", "60")), float(bench.option("lr", "3e-3"))
+    schedule = Schedule(rounds=rounds, utterances=4, lr=lr, every=10, patience=3)
+    settings: dict[str, Any] = {"rank": int(bench.option("rank", "16"))}
+    for count in [int(k) for k in bench.option("adapt", ",".join(map(str, SENTENCES))).split(",")]:
+        wish = Personalisation(
+            settings=settings, split=replace(SPLIT, adapt=count), schedule=schedule, licence="Apache-2.0",
+            masks=bench.option("masks", "1") == "1",
+        )  # fmt: skip
+        output = fresh(bench, f"sentences-{Path(which).stem}-{count}", wish)
+        started = time.perf_counter()
+        outcomes = personalize(base, corpus, output, wish, watcher=bench.watcher).outcomes
+        minutes = (time.perf_counter() - started) / 60
+        for group, chosen in {
+            "all": outcomes,
+            "adults": [o for o in outcomes if ages[o.speaker] >= ADULT],
+            "children": [o for o in outcomes if ages[o.speaker] < ADULT],
+        }.items():
+            if chosen:
+                bench.row(
+                    seed=0, kind="sentences", on=Path(which).stem, adapt=count, group=group, rounds=rounds,
+                    lr=lr, masks=wish.masks, settings=settings, minutes=round(minutes, 1), **pooled(chosen),
+                )  # fmt: skip
+
+
+def fresh(bench: Bench, name: str, wish: Personalisation) -> Path:
+    """A folder of its own for these settings, so that a run that was cut off goes on."""
+    digest = blake2b(repr(wish).encode(), digest_size=4).hexdigest()
+    return bench.work / "jobs" / f"{name}-{digest}"
+
+
+def rates(outcome: Outcome) -> dict[str, Any]:
+    """Before and after, kept or not."""
+    before, after = outcome.before, outcome.after
+    return {
+        "kept": outcome.kept, "wer_before": before.wer, "wer_after": after.wer,
+        "relative": 1 - after.wer / max(before.wer, 1e-9), "words": sum(before.words), "round": outcome.round,
+    }  # fmt: skip
+
+
+def pooled(outcomes: list[Outcome]) -> dict[str, Any]:
+    """All speakers together: words, characters and nats, paired; what a speaker gets is the voice where it was kept."""
+    found: dict[str, Any] = {"speakers": len(outcomes), "kept": sum(o.kept for o in outcomes)}
+    for unit, errors, total in (("wer", "errors", "words"), ("cer", "character_errors", "characters")):
+        sides = [[x for o in outcomes for x in getattr(side(o), errors)] for side in (_served, _before)]
+        words = np.asarray([x for o in outcomes for x in getattr(o.before, total)])
+        arms = [Arm(n, np.asarray([e]), words) for n, e in zip(("voices", "base"), sides, strict=True)]
+        compared = compare(arms[0], arms[1], synthetic=False)
+        found |= {
+            f"{unit}_before": compared.base_rate, f"{unit}_after": compared.new_rate,
+            f"{unit}_change": compared.difference,
+            f"{unit}_interval": list(compared.interval), f"{unit}_verdict": compared.verdict,
+        }  # fmt: skip
+        everyone = sum(sum(getattr(o.after, errors)) for o in outcomes) / max(1, int(words.sum()))
+        found[f"{unit}_if_all_kept"] = everyone
+    for name, side in (("before", _before), ("after", _served)):
+        found[f"nats_per_character_{name}"] = _loss([side(o) for o in outcomes])
+    return found
+
+
+def _before(outcome: Outcome) -> Measured:
+    return outcome.before
+
+
+def _served(outcome: Outcome) -> Measured:
+    return outcome.served
+
+
+def _loss(found: list[Measured]) -> float:
+    return sum(sum(m.nats) for m in found) / max(1, sum(sum(m.characters) for m in found))
+
+
+# -- the aims ----------------------------------------------------------------------------------------------------------
+
+
+def aims(bench: Bench) -> None:
+    """From the newest rows."""
+    steps = {(r["method"], r["seconds_each"], r["arm"]): r for r in bench.find(kind="step")}
+    bench.aims = []
+    for (method, seconds, arm), row in steps.items():
+        if "owners" in arm and seconds >= 2:
+            bench.aims.append(
+                Aim(name=f"{method}, {seconds:g} s: {arm} against as many utterances of one", sense="at most",
+                    limit=RATIO, unit="times", measured=row["against_one_owner"])
+            )  # fmt: skip
+    newest = {r["speaker"]: r for r in bench.find(kind="digits")}
+    if newest:
+        reductions = [r["relative"] for r in newest.values()]
+        bench.aims.append(
+            Aim(name="digits: relative reduction of WER from under a minute of speech, mean over speakers",
+                sense="at least", limit=LESS_DIGITS, unit="relative", measured=float(np.mean(reductions)),
+                why=", ".join(f"{s} {r['wer_before']:.1%} to {r['wer_after']:.1%}" for s, r in newest.items()))
+        )  # fmt: skip
+    eight = [r for r in bench.find(kind="sentences", adapt=8, group="all") if r["on"] == "dev"][-1:]
+    for row in eight:
+        bench.aims.append(
+            Aim(name="sentences: relative reduction of CER from 8 sentences, the base being above 60 % WER",
+                sense="at least", limit=LESS_SENTENCES, unit="relative", measured=-row["cer_change"],
+                interval=(-row["cer_interval"][1], -row["cer_interval"][0]),
+                why=f"CER {row['cer_before']:.1%} to {row['cer_after']:.1%}, WER {row['wer_before']:.1%} to "
+                    f"{row['wer_after']:.1%}; {row['kept']} of {row['speakers']} voices kept")
+        )  # fmt: skip
