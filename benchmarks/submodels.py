@@ -262,7 +262,7 @@ def digits(bench: Bench) -> None:
 
 def digit_wish(bench: Bench) -> Personalisation:
     """What is done for a digit speaker."""
-    rounds, lr = int(bench.option("rounds", "240")), float(bench.option("lr", "3e-3"))
+    rounds, lr = int(bench.option("rounds", "240")), float(bench.option("lr", "1e-3"))
     return Personalisation(
         settings={"rank": int(bench.option("rank", "64"))}, split=Split(field="part"),
         schedule=Schedule(rounds=rounds, utterances=8, lr=lr, every=20, patience=9),
@@ -312,7 +312,7 @@ def sentences(bench: Bench) -> None:
     which = bench.option("on", "dev")
     corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl" if which == "dev" else which)
     ages = {str(u.speaker): float(u.extra.get("age", 0)) for u in corpus}
-    rounds, lr = int(bench.option("rounds", "60")), float(bench.option("lr", "3e-3"))
+    rounds, lr = int(bench.option("rounds", "60")), float(bench.option("lr", "1e-3"))
     schedule = Schedule(rounds=rounds, utterances=4, lr=lr, every=10, patience=3)
     settings: dict[str, Any] = {"rank": int(bench.option("rank", "16"))}
     for count in [int(k) for k in bench.option("adapt", ",".join(map(str, SENTENCES))).split(",")]:

@@ -217,9 +217,9 @@ def test_two_banks_at_once(base: PreTrainedModel, batch: Batch) -> None:
 def test_wrong_words_are_refused(base: PreTrainedModel, batch: Batch) -> None:
     with pytest.raises(UsageError, match=r"method 'prompt': there are adapter"):
         make_method("prompt")
-    with pytest.raises(UsageError, match="method adapter: no setting width; it has rank"):
+    with pytest.raises(UsageError, match="method adapter: no setting width; it has rank, scale"):
         make_method("adapter", {"width": 3})
-    with pytest.raises(UsageError, match=r"adapter\.rank = 0: must be 1 or more"):
+    with pytest.raises(UsageError, match=r"adapter\.rank = 0, adapter\.scale = 8\.0: both must be above 0"):
         make_method("adapter", {"rank": 0})
     with pytest.raises(UsageError, match=r"lora\.roles: this model has no decoder; it has attention\.key"):
         Bank(anatomy_of(base), make_method("lora", {"roles": ("decoder",)}), ["a"])

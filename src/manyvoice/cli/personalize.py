@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.markup import escape
 
-from manyvoice.cli.console import Terminal, emit
+from manyvoice.cli.console import Terminal, emit, table
 from manyvoice.errors import UsageError
 
 
@@ -24,7 +26,7 @@ def personalize(
     lr: Annotated[
         list[float] | None, typer.Option(help="Peak rate; several to choose from, speaker by speaker.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Steps of every speaker, at most.")] = 100,
+    rounds: Annotated[int, typer.Option(help="Steps of every speaker, at most.")] = 150,
     choose: Annotated[float, typer.Option(help="Of a speaker's utterances: a share, or how many.")] = 0.15,
     test: Annotated[float, typer.Option(help="Of a speaker's utterances: a share, or how many.")] = 0.3,
     adapt: Annotated[int | None, typer.Option(help="Learn from so many at most.")] = None,
@@ -63,7 +65,14 @@ def personalize(
             base, open_corpus(manifest), output, wanted, store=None if store is None else Store(store),
             general=open_corpus(general) if general else None, watcher=terminal, dry_run=dry_run,
         )  # fmt: skip
-    emit(report.as_dict(), as_json=as_json, text=report.text())
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun the first process speaks for all
+    emit(report.as_dict(), as_json=as_json, text=f"{report.headline()}\n{report.sentence()}")
+    if not as_json:
+        columns, rows = report.table()
+        table("", columns, [[escape(cell) for cell in row] for row in rows])
+        if not dry_run:
+            print(f"{output / 'report.md'} says this too")
 
 
 def _settings(given: list[str]) -> dict[str, Any]:

@@ -140,35 +140,47 @@ class Report:
             raise WorkError(f"{folder}: the report cannot be written ({error}); make room and run it again") from error
 
     def text(self) -> str:
-        """For people."""
-        if self.planned:
-            return self._plan()
-        t = self.totals
-        lines = [
-            f"# {t['kept']} of {t['speakers']} speakers have a voice of their own",
-            "",
-            f"Word error rate {t['wer_before']:.2%} with the base, {t['wer_after']:.2%} with voices where they were "
-            f"kept; {t['comparison']}",
-            "",
-            "Which voices are kept was decided on other utterances than these.",
-            "",
-            "| speaker | speech learned from | words | WER of the base | WER of the voice | kept |",
-            "|---|---|---|---|---|---|",
-        ]
-        for o in sorted(self.outcomes, key=lambda o: o.speaker):
-            lines.append(
-                f"| {o.speaker} | {o.adapt_seconds:.0f} s in {o.adapt_utterances} | {sum(o.before.words)} | "
-                f"{o.before.wer:.1%} | {o.after.wer:.1%} | {'yes' if o.kept else 'no: ' + o.why} |"
-            )
-        lines += [f"| {name} | | | | | no: {why} |" for name, why in sorted(self.left_out.items())]
+        """For people, in Markdown."""
+        columns, rows = self.table()
+        lines = ["# " + self.headline(), "", self.sentence(), ""]
+        for row in (columns, ["---"] * len(columns), *rows):
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
         return "\n".join(lines) + "\n"
 
-    def _plan(self) -> str:
-        lines = [
-            f"{name}: {adapt} utterances to learn from, {choose} to choose by, {test} to report on"
-            for name, (adapt, choose, test) in self.planned.items()
-        ]
-        return "\n".join(lines + [f"{name}: left out, {why}" for name, why in sorted(self.left_out.items())])
+    def headline(self) -> str:
+        """How many were helped, or would be trained."""
+        few = len(self.planned) or self.totals["kept"]
+        have = "has" if few == 1 else "have"
+        what = "enough speech for a voice" if self.planned else "a voice of their own"
+        return f"{few} of {len(self.planned) + self.totals['speakers']} speakers {have} {what}"
+
+    def sentence(self) -> str:
+        """What it was worth, by the project's rule."""
+        if self.planned:
+            return "Nothing was trained or written."
+        return (
+            f"Word error rate, where speakers without a voice count with the base: {self.totals['comparison']} Which "
+            "voices are kept was decided on other utterances than these."
+        )
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns, and a row for every speaker, by name; those left out come last."""
+        left_out = sorted(self.left_out.items())
+        if self.planned:
+            columns = ["speaker", "to learn from", "to choose by", "to report on", "left out"]
+            rows = [[name, *map(str, counts), ""] for name, counts in sorted(self.planned.items())]
+            rows += [[name, "", "", "", why] for name, why in left_out]
+            return columns, [_printable(row) for row in rows]
+        columns = ["speaker", "speech learned from", "words", "WER of the base", "WER of the voice", "kept"]
+        rows = [
+            [
+                o.speaker, f"{o.adapt_seconds:.0f} s in {o.adapt_utterances}", str(sum(o.before.words)),
+                f"{o.before.wer:.1%}", f"{o.after.wer:.1%}", "yes" if o.kept else f"no: {o.why}",
+            ]
+            for o in sorted(self.outcomes, key=lambda o: o.speaker)
+        ]  # fmt: skip
+        rows += [[name, "", "", "", "", f"no: {why}"] for name, why in left_out]
+        return columns, [_printable(row) for row in rows]
 
 
 def summarise(outcomes: Sequence[Outcome], left_out: Mapping[str, str], settings: Mapping[str, Any]) -> Report:
@@ -179,7 +191,7 @@ def summarise(outcomes: Sequence[Outcome], left_out: Mapping[str, str], settings
         totals[f"wer_{name}"] = _ratio(side, "errors", "words")
         totals[f"cer_{name}"] = _ratio(side, "character_errors", "characters")
         totals[f"loss_{name}"] = _ratio(side, "nats", "characters")
-    totals["comparison"] = "nothing was measured"
+    totals["comparison"] = "nothing was measured."
     words = np.asarray([w for m in before for w in m.words])
     if words.sum():
         arms = [
@@ -189,6 +201,11 @@ def summarise(outcomes: Sequence[Outcome], left_out: Mapping[str, str], settings
         found = compare(arms[0], arms[1], synthetic=False)
         totals |= {"comparison": found.sentence(), "compared": found.as_dict()}
     return Report(outcomes=list(outcomes), left_out=dict(left_out), totals=totals, settings=dict(settings))
+
+
+def _printable(row: Sequence[str]) -> list[str]:
+    """Names come from anybody's manifest."""
+    return ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in cell) for cell in row]
 
 
 def _ratio(side: Sequence[Measured], over: str, under: str) -> float:

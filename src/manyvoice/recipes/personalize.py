@@ -9,7 +9,9 @@ Weights are nowhere in this folder but in the store, so that removing a voice th
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +22,15 @@ from torch import Tensor
 
 from manyvoice.data.augment import Augment
 from manyvoice.data.check import check
-from manyvoice.data.collate import Collator, HeldFeatures, Picked
+from manyvoice.data.collate import Collator, Features, HeldFeatures, Picked
 from manyvoice.data.manifest import Corpus
-from manyvoice.decode.evaluate import evaluate
+from manyvoice.decode.evaluate import evaluate, group_of
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.narrow import Elastic
-from manyvoice.errors import UsageError
+from manyvoice.errors import UsageError, WorkError
 from manyvoice.recipes.personal_report import Measured, Outcome, Report, summarise
 from manyvoice.recipes.sizes import Size, read_sizes
-from manyvoice.recipes.speakers import Speaker, Split, split_speakers, write_split
+from manyvoice.recipes.speakers import Speaker, Split, split_speakers, split_text
 from manyvoice.recipes.variant import owned_by, whole_variant
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
@@ -81,6 +83,10 @@ class Personalisation:
     tenant: str = "default"
     licence: str | None = None
 
+    def __post_init__(self) -> None:
+        if len({f"{lr:g}" for lr in self.lrs}) < len(self.lrs) or any(lr <= 0 for lr in self.lrs):
+            raise UsageError(f"lrs = {list(self.lrs)}: must be above 0 and no two the same; name each rate once")
+
 
 def personalize(
     base: str | Path,
@@ -101,15 +107,16 @@ def personalize(
         and to be measured on; without it other speakers of the manifest measure.  dry_run: see who has enough speech;
         nothing is trained or written.
     Raises: UsageError if the folder is of another run; CorpusError for a manifest without speakers, with bad rows, or
-        with texts that the base cannot write; WorkError if a speaker's loss is not finite.
+        with texts that the base cannot write; WorkError if a speaker's loss is not finite, or the folder cannot be
+        written.
     """
     wanted = wanted or Personalisation()
     accelerator = distributed.start("fp32")
     main = accelerator.is_main_process
-    job = Personalising(base, corpus, output, wanted, general, (watcher or Silent()) if main else Silent())
+    watcher = watcher if main and watcher is not None else Silent()
+    job = Personalising(base, corpus, output, wanted, general, watcher, device=str(accelerator.device))
     if dry_run:
-        planned = {s.name: (len(s.adapt), len(s.choose), len(s.test)) for s in job.speakers}
-        return replace(job.report(), planned=planned)
+        return job.plan()
     if main:
         job.claim()
     accelerator.wait_for_everyone()
@@ -130,10 +137,10 @@ class Personalising:
 
     def __init__(
         self, base: str | Path, corpus: Corpus, output: Path, wanted: Personalisation, general: Corpus | None,
-        watcher: Watcher,
+        watcher: Watcher, *, device: str,
     ) -> None:  # fmt: skip
         self.corpus, self.output, self.wanted, self.watcher = corpus, output, wanted, watcher
-        recogniser = Recogniser.load(base)
+        recogniser = Recogniser.load(base, device=device)
         for p in recogniser.model.parameters():
             p.requires_grad_(False)
         self.variant = whole_variant(recogniser)
@@ -144,38 +151,62 @@ class Personalising:
                 "docs/voices.md, or take adapter, lora or scale"
             )
         self.sizes = _sizes_of(recogniser) if wanted.sizes else None
-        check(corpus, tokenizer=recogniser.tokenizer, encoder_frames=recogniser.encoder_frames).raise_if_bad()
+        for some in (corpus,) if general is None else (corpus, general):
+            check(some, tokenizer=recogniser.tokenizer, encoder_frames=recogniser.encoder_frames).raise_if_bad()
+        if general is not None:
+            _refuse_the_same(corpus, general)
         self.speakers, self.left_out = split_speakers(corpus, wanted.by, wanted.split)
         if not self.speakers:
-            why = next(iter(self.left_out.values()))
-            raise UsageError(f"nobody has enough speech: {why}; three utterances of a speaker at least")
+            name, why = next(iter(self.left_out.items()))
+            raise UsageError(f"nobody has enough speech: {name} has {why}; three utterances of a speaker at least")
+        if nobodys := sum(group_of(u, wanted.by) is None for u in corpus):
+            watcher.note(f"{nobodys} of {len(corpus)} utterances do not say their {wanted.by!r} and are left out")
         # one corpus, so that rows name utterances of either
         self.everything = corpus if general is None else corpus + general
         self.general = tuple(range(len(corpus), len(self.everything)))
         self.tokens = [recogniser.tokenizer.encode(t) for t in self.everything.texts()]
 
+    def plan(self) -> Report:
+        """Who would be trained on how much."""
+        planned = {s.name: (len(s.adapt), len(s.choose), len(s.test)) for s in self.speakers}
+        return replace(summarise([], self.left_out, self._settings()), planned=planned)
+
     def claim(self) -> None:
         """Write what the run is, or see that the folder is of this run."""
-        settings = asdict(self.wanted) | {"base": self.variant.base, "corpus": self.everything.fingerprint}
-        text = json.dumps(settings, ensure_ascii=False, indent=1, default=str) + "\n"
-        path = self.output / SETTINGS
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UsageError(f"{path} is of a run with other settings, base or data; choose another --output")
-        self.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        write_split(self.output / SPLIT, self.corpus, self.speakers)
+        settings = self._settings() | {"corpus": self.everything.fingerprint}
+        texts = {
+            SETTINGS: json.dumps(settings, ensure_ascii=False, indent=1, default=str) + "\n",
+            # which field tells speakers or parts apart is not in the fingerprint of a corpus
+            SPLIT: split_text(self.corpus, self.speakers),
+        }
+        try:
+            for name, text in texts.items():
+                path = self.output / name
+                if path.exists() and path.read_text(encoding="utf-8") != text:
+                    raise UsageError(f"{path} is of a run with other settings, base or data; choose another --output")
+            self.output.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                (self.output / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise WorkError(f"{self.output}: cannot be written ({error}); choose another --output") from error
 
     def run(self, store: Store, speakers: Sequence[Speaker], rank: int) -> None:
         """Train and store these speakers, in waves that fit into memory."""
         done = {o.speaker for o in self.outcomes()}
         left = [s for s in speakers if s.name not in done]
         lines = self.output / (LINES if rank == 0 else f"speakers-{rank}.jsonl")
+        keep_whole_lines(lines)
         waves = list(self._waves(left))
         for number, wave in enumerate(waves, start=1):
-            self.watcher.note(f"wave {number} of {len(waves)}: {len(wave)} speakers")
-            for outcome in self._wave(store, wave):
-                with lines.open("a", encoding="utf-8") as file:
-                    file.write(outcome.to_json())
+            label = f"wave {number} of {len(waves)}: " if len(waves) > 1 else ""
+            count = "1 speaker" if len(wave) == 1 else f"{len(wave)} speakers"
+            self.watcher.note(f"{label}{count}, " + ", ".join(s.name for s in wave[:5]) + ", ..." * (len(wave) > 5))
+            for outcome in self._wave(store, wave, label):
+                try:
+                    with lines.open("a", encoding="utf-8") as file:
+                        file.write(outcome.to_json())
+                except OSError as error:
+                    raise WorkError(f"{lines}: cannot be written ({error}); make room and run it again") from error
 
     def outcomes(self) -> list[Outcome]:
         """Speakers that are finished; a line that was cut off is not."""
@@ -191,21 +222,24 @@ class Personalising:
 
     def report(self) -> Report:
         """Of all speakers that are finished."""
-        return summarise(self.outcomes(), self.left_out, asdict(self.wanted) | {"base": self.variant.base})
+        return summarise(self.outcomes(), self.left_out, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return asdict(self.wanted) | {"base": self.variant.base}
 
     def _waves(self, speakers: Sequence[Speaker]) -> Iterator[list[Speaker]]:
         one = Bank(self.variant.anatomy, self.method, ["x"], empty=True).bytes_per_owner * _COPIES * len(self._rates())
-        room = self.wanted.memory - _BYTES_PER_SECOND * float(self.everything.durations_N[list(self.general)].sum())
+        always = self._bytes(self.general or [i for _, i in self._others()])
         wave: list[Speaker] = []
         held = 0.0
         for speaker in speakers:
-            size = one + _BYTES_PER_SECOND * float(self.corpus.durations_N[list(speaker.rows())].sum())
-            if size > room:
+            size = one + self._bytes((*speaker.adapt, *speaker.choose))
+            if always + size > self.wanted.memory:
                 raise UsageError(
-                    f"--memory: {self.wanted.memory / 2**20:.0f} MiB do not hold {speaker.name}'s speech and submodel, "
-                    f"{size / 2**20:.0f} MiB; give more"
+                    f"--memory: {self.wanted.memory / 2**20:.3g} MiB do not hold {speaker.name}'s speech and submodel, "
+                    f"{size / 2**20:.3g} MiB, beside {always / 2**20:.3g} MiB of speech of others; give more"
                 )
-            if wave and held + size > room:
+            if wave and always + held + size > self.wanted.memory:
                 yield wave
                 wave, held = [], 0.0
             wave.append(speaker)
@@ -213,14 +247,20 @@ class Personalising:
         if wave:
             yield wave
 
-    def _wave(self, store: Store, wave: Sequence[Speaker]) -> Iterator[Outcome]:
-        rows = sorted({i for s in wave for i in s.rows()} | set(self.general))
-        said = partial(self.watcher.progress, "listening")
-        features = HeldFeatures(self.everything, self.variant.recogniser.log_mel, rows, said)
+    def _bytes(self, rows: Sequence[int]) -> float:
+        return _BYTES_PER_SECOND * float(self.everything.durations_N[list(rows)].sum())
+
+    def _wave(self, store: Store, wave: Sequence[Speaker], label: str) -> Iterator[Outcome]:
+        # what reports is listened to again then: it is heard twice in all, and in full precision
+        rows = {i for s in wave for i in (*s.adapt, *s.choose)} | set(self.general) | {i for _, i in self._others()}
+        said = partial(self.watcher.progress, f"{label}listening")
+        features = HeldFeatures(self.everything, self.variant.recogniser.log_mel, sorted(rows), said)
         rates = self._rates()
         candidates = [(s, lr) for s in wave for lr in rates]
         owners = [s.name if lr == rates[0] else f"{s.name} at {lr:g}" for s, lr in candidates]
-        bank = Bank(self.variant.anatomy, self.method, owners, seed=self.wanted.seed)
+        bank = Bank(
+            self.variant.anatomy, self.method, owners, seed=self.wanted.seed, device=self.variant.recogniser.device
+        )
         augment = Augment(freq_masks=2, time_masks=2) if self.wanted.masks else None
         collator = Collator(self.everything, features, self.tokens, augment=augment, seed=self.wanted.seed)
         replayed = round(self.wanted.replay * self.wanted.schedule.utterances) if self.general else 0
@@ -230,8 +270,9 @@ class Personalising:
             collator, self._losses, self._nats,
             replace(self.wanted.schedule, replayed=replayed), seed=self.wanted.seed,
         )  # fmt: skip
-        best = job.run(lambda done, n, left: self.watcher.progress(f"training, {left} left", done, n))
-        yield from self._judge(store, wave, job, best, features)
+        train = partial(self.watcher.progress, f"{label}training")
+        best = job.run(lambda done, n, active: train(done if active else n, n))
+        yield from self._judge(store, wave, job, best, label)
 
     def _rates(self) -> tuple[float, ...]:
         return self.wanted.lrs or (self.wanted.schedule.lr,)
@@ -247,13 +288,16 @@ class Personalising:
             return
         yield self._loss(bank, batch) / 2
         elastic, sizes = self.sizes
-        size = sizes[1 + round % (len(sizes) - 1)]
-        with elastic.at(size.subnet, statistics=size.statistics):
-            yield self._loss(bank, batch, slices=elastic.plan(size.subnet).slices) / 2
+        yield self._loss(bank, batch, elastic, sizes[1 + round % (len(sizes) - 1)]) / 2
 
-    def _loss(self, bank: Bank, batch: Batch, **more: Any) -> Tensor:
+    def _loss(self, bank: Bank, batch: Batch, elastic: Elastic | None = None, size: Size | None = None) -> Tensor:
         recogniser = self.variant.recogniser
-        with bank.on(recogniser.model, batch.owner_B, **more):
+        with ExitStack() as on:
+            # sites are looked up in the whole model, so it is narrowed only after that
+            slices = elastic.plan(size.subnet).slices if elastic and size else None
+            on.enter_context(bank.on(recogniser.model, batch.owner_B, slices=slices))
+            if elastic and size:
+                on.enter_context(elastic.at(size.subnet, statistics=size.statistics))
             scores = scores_of(recogniser.model, batch)
         blank = recogniser.family.blank(recogniser.model)
         return ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, blank)
@@ -263,7 +307,7 @@ class Personalising:
         return self._loss(bank, batch)
 
     def _judge(
-        self, store: Store, wave: Sequence[Speaker], job: OwnerTraining, best: dict[int, Best], features: HeldFeatures
+        self, store: Store, wave: Sequence[Speaker], job: OwnerTraining, best: dict[int, Best], label: str
     ) -> Iterator[Outcome]:
         """Each speaker's best candidate against the base; what helps is stored."""
         rates = self._rates()
@@ -271,18 +315,19 @@ class Personalising:
         for k, speaker in enumerate(wave):
             candidates = range(1 + k * len(rates), 1 + (k + 1) * len(rates))
             rows[speaker.name] = min(candidates, key=lambda row: best[row].nats)
-        measure = partial(self._measure, job.bank, features, wave)
-        test, choose = ((measure({}, part), measure(rows, part)) for part in ("test", "choose"))
-        others = self._on_others(job, wave, rows)
+        measure, held = partial(self._measure, job.bank), job.collator.features
+        choose, test = ([(s.name, i) for s in wave for i in getattr(s, part)] for part in ("choose", "test"))
+        chosen = [measure(owners, choose, f"{label}judging", held) for owners in ({}, rows)]
+        before, after = (measure(owners, test, f"{label}measuring") for owners in ({}, rows))
+        others = self._on_others(job, rows)
         for speaker in wave:
             name, row = speaker.name, rows[speaker.name]
-            before, after = (part[name] for part in test)
             nats = best[row].history[0][1], best[row].nats
-            why = reasons_against(nats, [part[name].errors for part in choose], others.get(name), self.wanted.worse)
+            why = reasons_against(nats, [one[name].errors for one in chosen], others.get(name), self.wanted.worse)
             outcome = Outcome(
                 speaker=name, kept=not why, why="; ".join(why), lr=rates[(row - 1) % len(rates)],
                 round=best[row].round, adapt_seconds=self._seconds(speaker.adapt), adapt_utterances=len(speaker.adapt),
-                choose_nats=nats, others=others.get(name), before=before, after=after,
+                choose_nats=nats, others=others.get(name), before=before[name], after=after[name],
             )  # fmt: skip
             yield replace(outcome, voice=self._store(store, outcome, job.bank, row)) if outcome.kept else outcome
 
@@ -305,38 +350,64 @@ class Personalising:
         return round(float(self.corpus.durations_N[list(rows)].sum()), 2)
 
     def _measure(
-        self, bank: Bank, features: HeldFeatures, wave: Sequence[Speaker], rows: Mapping[str, int], part: str
-    ) -> dict[str, Measured]:
-        """Every speaker of the wave on a part of the speech, in mixed batches; without a row on the base."""
-        utterances = [(s.name, i) for s in wave for i in getattr(s, part)]
+        self, bank: Bank, rows: Mapping[str, int], utterances: Sequence[tuple[str, int]], label: str,
+        held: Features | None = None,
+    ) -> dict[str, Measured]:  # fmt: skip
+        """Every speaker on the utterances given with his name, in mixed batches; without a row on the base."""
+        indices = [i for _, i in utterances]
         found = evaluate(
             self.variant.recogniser,
-            self.corpus.subset([i for _, i in utterances]),
-            features=Picked(features, [i for _, i in utterances]),
+            self.everything.subset(indices),
+            features=None if held is None else Picked(held, indices),
             owned=owned_by(self.variant, bank, [rows.get(name, 0) for name, _ in utterances]),
-            progress=partial(self.watcher.progress, f"measuring on {part}"),
+            progress=partial(self.watcher.progress, label),
         )
-        names = [name for name, _ in utterances]
-        return {s.name: Measured.of(found, [k for k, name in enumerate(names) if name == s.name]) for s in wave}
+        places: dict[str, list[int]] = {}
+        for k, (name, _) in enumerate(utterances):
+            places.setdefault(name, []).append(k)
+        return {name: Measured.of(found, mine) for name, mine in places.items()}
 
-    def _on_others(self, job: OwnerTraining, wave: Sequence[Speaker], rows: Mapping[str, int]) -> dict[str, float]:
+    def _others(self) -> list[tuple[str, int]]:
+        """What measures forgetting, with whose it is: some general utterances, or one of some speakers each.
+
+        The same for every wave and process, so that a verdict does not depend on who is trained together.
+        """
+        if self.general:
+            return [("", i) for i in self.general[::_MEASURES][:_OTHERS]]
+        return [(s.name, s.choose[0]) for s in self.speakers[: _OTHERS + 1]]
+
+    def _on_others(self, job: OwnerTraining, rows: Mapping[str, int]) -> dict[str, float]:
         """How much larger each voice makes the loss on others' speech, relative to the base; none if there is none."""
-        bank = job.bank
-        listen = [i for k, i in enumerate(self.general) if k % _MEASURES == 0][:_OTHERS]
-        groups = {}
-        for speaker in wave:
-            theirs = [s.choose[0] for s in wave if s.name != speaker.name][:_OTHERS]
-            if heard := listen or theirs:
-                groups[rows[speaker.name]] = heard
-        after = job.nats_of(groups)
-        stood = {row: bank.take(row) for row in groups}
-        identity = bank.take(0)
-        for row in groups:
-            bank.put(row, identity)
-        before = job.nats_of(groups)
-        for row, tensors in stood.items():
-            bank.put(row, tensors)
-        return {name: after[row] / max(before[row], 1e-9) - 1 for name, row in rows.items() if row in groups}
+        others = self._others()
+        heard = {name: [i for whose, i in others if whose != name][:_OTHERS] for name in rows}
+        heard = {name: indices for name, indices in heard.items() if indices}
+        if not heard:
+            return {}
+        indices = [i for _, i in others]
+        picked = Picked(job.collator.features, indices)
+        found = evaluate(self.variant.recogniser, self.everything.subset(indices), features=picked)
+        base = dict(zip(indices, zip(found.nats, found.tokens, strict=True), strict=True))
+        after = job.nats_of({rows[name]: mine for name, mine in heard.items()})
+        grown = {}
+        for name, mine in heard.items():
+            before = sum(base[i][0] for i in mine) / max(1, sum(base[i][1] for i in mine))
+            grown[name] = after[rows[name]] / max(before, 1e-9) - 1
+        return grown
+
+
+def keep_whole_lines(path: Path) -> None:
+    """Cut off what a killed process left of a last line, which would spoil the next one."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+
+
+def _refuse_the_same(corpus: Corpus, general: Corpus) -> None:
+    known = {(u.id, u.audio.describe()) for u in corpus}
+    if same := [u.id for u in general if (u.id, u.audio.describe()) in known]:
+        raise UsageError(
+            f"general: {len(same)} of its utterances, such as {same[0]}, are of the speakers to personalise for; leave "
+            "them out, or what is reported would have been learned from"
+        )
 
 
 def reasons_against(

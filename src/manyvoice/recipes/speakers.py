@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from manyvoice.data.manifest import Corpus
 from manyvoice.decode.evaluate import group_of
-from manyvoice.errors import CorpusError, UsageError, WorkError
+from manyvoice.errors import CorpusError, UsageError
 
 PARTS = ("adapt", "choose", "test")
 
@@ -35,6 +34,8 @@ class Split:
         for name, value in (("choose", self.choose), ("test", self.test)):
             if value <= 0 or (value > 1 and value != int(value)):
                 raise UsageError(f"split.{name} = {value}: must be a share between 0 and 1, or a number of utterances")
+        if self.adapt is not None and self.adapt < 1:
+            raise UsageError(f"split.adapt = {self.adapt}: must be 1 or more utterances; leave it away to take all")
 
 
 @final
@@ -104,20 +105,7 @@ def _count(value: float, n: int) -> int:
     return int(value) if value >= 1 else max(1, round(value * n))
 
 
-def write_split(path: Path, corpus: Corpus, speakers: Sequence[Speaker]) -> None:
+def split_text(corpus: Corpus, speakers: Sequence[Speaker]) -> str:
     """Utterance ids of every speaker's parts, as JSON."""
     document = {s.name: {part: [corpus[i].id for i in getattr(s, part)] for part in PARTS} for s in speakers}
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def read_split(path: Path, corpus: Corpus) -> list[Speaker]:
-    """Speakers as a file has them. WorkError names a damaged file or an utterance that the corpus lacks."""
-    place = {utterance.id: i for i, utterance in enumerate(corpus)}
-    try:
-        document: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            Speaker(name=name, **{part: tuple(place[i] for i in parts[part]) for part in PARTS})
-            for name, parts in document.items()
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WorkError(f"{path}: is no split of this manifest ({error!r}); remove it to draw another") from error
+    return json.dumps(document, ensure_ascii=False, indent=1) + "\n"

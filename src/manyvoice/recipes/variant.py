@@ -62,14 +62,20 @@ class Variant:
             return self.recogniser.logp(features_BTF, len_B)
 
 
-def load_variant(spec: str | Path, size: str | None = None, *, device: str = "cpu") -> Variant:
-    """A model folder, whole or extracted, or one of a supernet's sizes. UsageError for a size that there is not."""
+def load_variant(spec: str | Path, size: str | None = None, *, base: str | None = None, device: str = "cpu") -> Variant:
+    """A model folder, whole or extracted, or one of a supernet's sizes. UsageError for a size that there is not.
+
+    Args: base: which the voices to come name, if known. An extracted folder runs those of its supernet, and those that
+        were made for itself.
+    """
     recogniser = Recogniser.load(spec, device=device)
     if size is not None:
         return of_size(recogniser, find_size(recogniser, size))
     assert recogniser.folder is not None, "loaded from a folder"
     extracted = recogniser.folder / SUBNET
-    return _of_extracted(recogniser, extracted) if extracted.is_file() else whole_variant(recogniser)
+    if not extracted.is_file() or recogniser.fingerprint() == base:
+        return whole_variant(recogniser)
+    return _of_extracted(recogniser, extracted)
 
 
 def whole_variant(recogniser: Recogniser) -> Variant:

@@ -13,7 +13,7 @@ from torch import Tensor
 from manyvoice.data.manifest import Corpus
 from manyvoice.decode.evaluate import Owned
 from manyvoice.decode.recogniser import Recogniser
-from manyvoice.errors import UsageError
+from manyvoice.errors import UsageError, VoiceError
 from manyvoice.recipes.transcribe import Transcript
 from manyvoice.recipes.variant import Variant, load_variant
 from manyvoice.submodels.cache import VoiceCache
@@ -85,10 +85,19 @@ class Voiced:
 
 
 def with_receipts(voiced: Voiced, transcripts: Iterable[Transcript]) -> Iterator[Transcript]:
-    """Each transcript with the receipt of the weights that made it."""
+    """Each transcript with the receipt of the weights that made it: one, also where it was made of several pieces.
+
+    Nothing runs on a recording that is too short to hold a word, so it has none.
+    Raises: VoiceError if the voice was replaced between two pieces.
+    """
     for transcript in transcripts:
         taken = voiced.take()
-        yield replace(transcript, receipt=taken[-1].as_dict() if taken else None)
+        if any(receipt != taken[0] for receipt in taken):
+            raise VoiceError(
+                f"{transcript.id}: the voice {taken[0].voice!r} was replaced in the store while this was transcribed; "
+                "run it again"
+            )
+        yield replace(transcript, receipt=taken[0].as_dict() if taken else None)
 
 
 @final
@@ -129,42 +138,51 @@ def serve_speakers(
 
     Raises: UsageError if the store has a voice of none of the speakers; what :func:`load_voiced` raises.
     """
-    voiced, name = load_voiced(spec, size=size, voice=voice, store=store, tenant=tenant)
-    if name is not None:
+    if voice is not None or store is None:
+        voiced, name = load_voiced(spec, size=size, voice=voice, store=store, tenant=tenant)
         return Served(voiced, [name] * len(corpus))
-    assert store is not None
-    known = {entry.name for entry in Store(store).entries(tenant)}
+    place = Store(store)
+    known = {entry.name: entry for entry in place.entries(tenant)}
     names = [u.speaker if u.speaker in known else None for u in corpus]
-    if not any(names):
+    bases = [known[name].base for name in names if name is not None]
+    if not bases:
         some = ", ".join(sorted(known)[:5]) or "nobody"
         raise UsageError(f"--voices {store}: none of the corpus's speakers has a voice there; it has {some}")
-    return Served(voiced, names)
+    variant = load_variant(spec, size, base=bases[0])
+    return Served(_voiced(variant, place, VoiceCache(place, host_bytes=_HOST_BYTES), tenant), names)
 
 
 def load_voiced(
-    spec: str | Path, *, size: str | None = None, voice: str | None = None, store: str | None = None,
-    tenant: str = TENANT,
-) -> tuple[Voiced, str | None]:  # fmt: skip
-    """A model with a store of voices or with one voice file, and the name to ask it for.
+    spec: str | Path, *, size: str | None = None, voice: str | None, store: str | None = None, tenant: str = TENANT
+) -> tuple[Voiced, str]:
+    """A model with a voice of a store or with a voice file, and the name to ask it for.
 
     Args: voice: a name in the store, or without one the path of a voice file.
-    Raises: UsageError for a name without a store; VoiceError for a file that is no voice, or not for this base.
+    Raises: UsageError for a name that the store has not, or a name without a store; VoiceError for a file that is no
+        voice, or not for this base.
     """
-    variant = load_variant(spec, size)
-    names: Resolver
-    voices: Loader
-    if store is not None:
-        names = Store(store)
-        voices = VoiceCache(names, host_bytes=_HOST_BYTES)
+    if store is not None and voice is not None:
+        place = Store(store)
+        found = place.get(voice, tenant)
+        variant = load_variant(spec, size, base=found.base)
+        voiced = _voiced(variant, place, VoiceCache(place, host_bytes=_HOST_BYTES), tenant)
+    elif voice is not None and Path(voice).is_file():
+        file = _File(Path(voice))
+        found, speaker = file.voice, file.voice.card.get("speaker")
+        # not the file's name: the same voice leaves the same receipt wherever it lies
+        voice = speaker if isinstance(speaker, str) and speaker else found.hash
+        variant = load_variant(spec, size, base=found.base)
+        voiced = _voiced(variant, file, file, tenant)
     else:
-        if voice is None or not Path(voice).is_file():
-            raise UsageError(f"--voice {voice}: is no file; give a voice file, or a name with --voices STORE")
-        names = voices = _File(Path(voice))
-        variant.check(names.voice)
-        voice = names.voice.card.get("speaker") or Path(voice).stem
-    narrowing = Narrowing(size=variant.size, layers=variant.layers, slices=variant.slices)
+        raise UsageError(f"--voice {voice}: is no file; give a voice file, or a name with --voices STORE")
+    variant.check(found)
+    return voiced, voice
+
+
+def _voiced(variant: Variant, names: Resolver, voices: Loader, tenant: str) -> Voiced:
     recogniser = variant.recogniser
+    narrowing = Narrowing(size=variant.size, layers=variant.layers, slices=variant.slices)
     return Voiced(variant, Voices(
         recogniser.model, variant.anatomy, base=variant.base, tokenizer=recogniser.tokenizer.fingerprint(),
         names=names, voices=voices, rows=_ROWS, narrowing=narrowing,
-    ), tenant), voice  # fmt: skip
+    ), tenant)  # fmt: skip

@@ -60,11 +60,11 @@ class Schedule:
         shared_lr: of what submodels share.
     """
 
-    rounds: int = 100
+    rounds: int = 150
     utterances: int = 4
     replayed: int = 0
     seconds: Seconds = Seconds(60.0)
-    lr: float = 3e-3
+    lr: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 1.0
     every: int = 10
@@ -129,7 +129,8 @@ class OwnerTraining:
     """Trains a bank's rows on their owners' speech.
 
     Args:
-        bank: on the model that ``losses`` runs, whose own weights are frozen.
+        bank: on the model that ``losses`` runs, whose own weights are frozen.  What its rows share is learned unless it
+            is frozen as well (``requires_grad_(False)``); then each owner learns by itself.
         speech: of each of the bank's owners, in order.
         collator: of the corpus that the speech names; its augmentation follows from (utterance, round).
         losses: what training minimises.  nats: the loss that chooses, of each utterance, without gradients.
@@ -157,7 +158,7 @@ class OwnerTraining:
             weight_decay=schedule.weight_decay,
             clip=schedule.clip,
         )
-        shared = list(bank.shared.values())
+        shared = [p for p in bank.shared.values() if p.requires_grad]
         self.shared = torch.optim.AdamW(shared, lr=schedule.shared_lr, weight_decay=0.0) if shared else None
         self.accelerator = accelerator
         self.active = set(range(1, len(bank)))

@@ -1,10 +1,14 @@
 """Submodels that an embedding generates: a voice is E numbers, what turns them into weights is shared by all.
 
-    w = g w0 + e P        e: E numbers of the voice, g: one more, at first 1;  w0, P: shared, for every part of a site
+    w = g w0 + e P        e: E numbers of the voice, at first 0, g: one more, at first 1;
+                          w0, P: shared, for every part of a site
 
 The second scheme of Submodels (Biadsy et al., arXiv:2203.12559), whose paper says that it exists and not how; the form
 is that of a hyper-network (Ha et al., arXiv:1609.09106). A new voice learns, or is predicted, e and g alone. The parts
 are an adapter's (``methods/adapter.py``), so a generated voice can be settled as one and refined by itself.
+
+e starts at zero and P does not: fresh voices are the base, and where a voice ends follows from its speech. Were e drawn
+at random, most of what it becomes would be that draw, which nobody could predict from the speech.
 """
 
 from __future__ import annotations
@@ -47,18 +51,19 @@ class Generated(Edit):
         """E + 1 numbers a voice; (E + 1) times an adapter's numbers shared at each site."""
         found = {
             "gain": Part(shape=(1,), scope="voice", start="ones"),
-            "embedding": Part(shape=(self.dim,), scope="voice", start="normal"),
+            "embedding": Part(shape=(self.dim,), scope="voice"),
         }
         for name, part in self.alone().parts(site).items():
             mean = Part(shape=part.shape, scope="shared", start=part.start, fan=part.fan, reads=part.reads,
                         writes=part.writes)  # fmt: skip
             found[f"{name}.mean"] = mean
+            matrix = len(part.shape) > 1
             found[f"{name}.from"] = Part(
                 shape=(self.dim, *part.shape),
                 scope="shared",
-                # a direction that starts at zero where the part does keeps fresh voices equal to the base
-                start="normal" if part.start == "normal" else "zeros",
-                fan=part.fan * self.dim,
+                # gains and biases follow once the matrices have moved the embedding
+                start="normal" if matrix else "zeros",
+                fan=self.dim * (part.shape[0] if matrix else 1),
                 reads=None if part.reads is None else part.reads + 1,
                 writes=None if part.writes is None else part.writes + 1,
             )

@@ -3,7 +3,8 @@
     y + sum over k of a_k up_k relu(down_k norm(y) + bias_k) + c bias        a, c: the voice's own, at every site
 
 Cheaper than generated weights: no weights are made for each utterance, the shared ones work on the whole batch. It can
-be settled as one adapter of K times the rank.
+be settled as one adapter of K times the rank. Weights start at zero and the basis does not, for the reason that
+``methods/generated.py`` gives.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Mixture(Edit):
 
     def alone(self) -> Edit:
         """An adapter of K times the rank."""
-        return make_method("adapter", {"rank": self.basis * self.rank})
+        return make_method("adapter", {"rank": self.basis * self.rank, "scale": 1.0})
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         """The adapter's."""
@@ -46,13 +47,13 @@ class Mixture(Edit):
         """K numbers a voice at each site, and the basis, which is shared."""
         D, K, R = site.width_out, self.basis, self.basis * self.rank
         return {
-            "weights": Part(shape=(K,), start="normal"),
+            "weights": Part(shape=(K,)),
             "constant": Part(shape=(1,), start="ones"),
             "norm": Part(shape=(D,), scope="shared", start="ones", writes=0),
             "shift": Part(shape=(D,), scope="shared", writes=0),
             "down": Part(shape=(D, R), scope="shared", start="normal", fan=D, writes=0),
             "down_bias": Part(shape=(R,), scope="shared"),
-            "up": Part(shape=(R, D), scope="shared", writes=1),
+            "up": Part(shape=(R, D), scope="shared", start="normal", fan=R, writes=1),
             "up_bias": Part(shape=(D,), scope="shared", writes=0),
         }
 

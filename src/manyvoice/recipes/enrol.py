@@ -1,0 +1,272 @@
+"""A new speaker in a space: predicted from seconds of speech, or learned from utterances with texts, then perhaps
+refined; compared with the base where there are texts to compare on, and kept in a store as a voice of its own.
+
+N  samples   E  numbers of a voice
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manyvoice.data.check import check
+from manyvoice.data.collate import Collator, HeldFeatures
+from manyvoice.data.features import LogMel
+from manyvoice.data.manifest import Corpus
+from manyvoice.data.pauses import cut_at_pauses
+from manyvoice.errors import UsageError
+from manyvoice.recipes.space import MASKS, Difference, Learning, Space, plain_losses
+from manyvoice.recipes.transcribe import Recording
+from manyvoice.recipes.watch import Silent, Watcher
+from manyvoice.submodels.bank import Bank
+from manyvoice.submodels.predict import LONGEST, SHORTEST
+from manyvoice.submodels.store import TENANT, Store
+from manyvoice.submodels.voice import Voice
+from manyvoice.train.owners import OwnerTraining, Schedule, Speech
+from manyvoice.types import Seconds
+
+Floats = NDArray[np.float64]
+How = Literal["auto", "learn", "predict"]
+
+# A piece of a recording below this holds hardly a word.
+_PIECE = Seconds(0.5)
+# Parts of a speaker's utterances that are held out in turn, to see what learning is worth on speech it has not seen.
+_FOLDS = 5
+# Of the utterances that refine, one in so many says when to stop.
+_CHOOSES = 4
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Enrolment:
+    """What to do.
+
+    Args:
+        how: ``predict`` needs no texts, ``learn`` does.  ``auto`` predicts, and learns where there are texts on which
+            the prediction does not beat the base.
+        refine: train all weights of the voice that comes out, starting from it; it wants texts.
+        tenant: in the store.
+    """
+
+    how: How = "auto"
+    refine: bool = False
+    learning: Learning = Learning()
+    refining: Schedule = Schedule(rounds=60, lr=1e-3)
+    tenant: str = TENANT
+    licence: str | None = None
+
+
+@final
+@dataclass(kw_only=True)
+class Enrolled:
+    """What came out for one speaker.
+
+    Attributes:
+        made_by: "embedding predicted" or "embedding learned".  voice: its hash; None if it was not kept.
+        predicted, learned, refined: relative nats against the base (``refined``: against the voice before), measured on
+            utterances that were not learned from, except that ``refined`` chose among its rounds by them.
+        said: what was decided and why, in order.
+    """
+
+    name: str
+    seconds: float
+    utterances: int
+    made_by: str = ""
+    voice: str | None = None
+    predicted: Difference | None = None
+    learned: Difference | None = None
+    refined: float | None = None
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def verified(self) -> Difference | None:
+        """What is known of the embedding that was taken, against the base."""
+        return self.predicted if self.made_by == "embedding predicted" else self.learned
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people."""
+        end = "nothing was stored" if self.voice is None else f"stored as {self.name} ({self.voice[:12]})"
+        return "\n".join([f"{self.name}: {self.seconds:.1f} s in {self.utterances}", *self.said, end])
+
+
+def enrol(
+    base: str | Path, space: Path, name: str, speech: Corpus | Sequence[Recording], *, store: Store,
+    wanted: Enrolment | None = None, watcher: Watcher | None = None,
+) -> Enrolled:  # fmt: skip
+    """A voice for one new speaker, put into the store if nothing speaks against it.
+
+    Args: speech: utterances with texts, or sound alone.
+    Raises: UsageError if texts or seconds are missing for what is asked; VoiceError if the space is not of this base.
+    """
+    loaded, wanted, watcher = Space.load(base, space), wanted or Enrolment(), watcher or Silent()
+    if isinstance(speech, Corpus):
+        job = _Labelled(loaded, name, speech, wanted, watcher)
+        found, voice = job.run()
+    else:
+        found, voice = _heard(loaded, name, speech, wanted)
+    if voice is not None:
+        found.voice = store.add(voice, name, tenant=wanted.tenant)
+    return found
+
+
+def pieces(recordings: Sequence[Recording], log_mel: LogMel) -> tuple[list[Tensor], Seconds]:
+    """Features T F of recordings cut at pauses, and how long they are together."""
+    features, seconds = [], 0.0
+    for recording in recordings:
+        samples_N = recording.read(log_mel.rate)
+        for start, stop in cut_at_pauses(samples_N, log_mel.rate, LONGEST):
+            if stop - start >= _PIECE * log_mel.rate:
+                features.append(log_mel(samples_N[start:stop]))
+                seconds += (stop - start) / log_mel.rate
+    return features, Seconds(seconds)
+
+
+def _heard(space: Space, name: str, speech: Sequence[Recording], wanted: Enrolment) -> tuple[Enrolled, Voice | None]:
+    if wanted.how == "learn" or wanted.refine:
+        raise UsageError(
+            f"{name}: sound alone cannot be learned from; give a manifest with texts, or leave --how and --refine away"
+        )
+    features, seconds = pieces(speech, space.variant.recogniser.log_mel)
+    if seconds < SHORTEST:
+        raise UsageError(f"{name}: {seconds:.1f} s of sound; a voice is predicted from {SHORTEST:g} s or more")
+    found = Enrolled(name=name, seconds=round(seconds, 2), utterances=len(speech), made_by="embedding predicted")
+    own = space.predict(features)
+    found.said += [
+        _worth(space),
+        "nothing was verified, because there are no texts: give some to know whether the voice is better than the base",
+    ]
+    bank = space.bank([name])
+    space.generator.place(bank, 1, own)
+    return found, space.generator.voice(bank, 1, _card(found, wanted))
+
+
+@final
+class _Labelled:
+    """One speaker with texts."""
+
+    def __init__(self, space: Space, name: str, corpus: Corpus, wanted: Enrolment, watcher: Watcher) -> None:
+        self.space, self.name, self.corpus, self.wanted, self.watcher = space, name, corpus, wanted, watcher
+        recogniser = space.variant.recogniser
+        check(corpus, tokenizer=recogniser.tokenizer, encoder_frames=recogniser.encoder_frames).raise_if_bad()
+        if len(corpus) == 0 or (wanted.refine and len(corpus) < 2):
+            raise UsageError(f"{name}: {len(corpus)} utterances; give one at least, and two to refine")
+        said = partial(watcher.progress, "listening")
+        self.features = HeldFeatures(corpus, recogniser.log_mel, range(len(corpus)), said)
+        held = max(1, len(corpus) // _CHOOSES) if wanted.refine else 0
+        self.rows = tuple(range(len(corpus) - held))
+        self.chooses = tuple(range(len(corpus) - held, len(corpus)))
+        seconds = float(corpus.durations_N.sum())
+        self.found = Enrolled(name=name, seconds=round(seconds, 2), utterances=len(corpus))
+
+    def run(self) -> tuple[Enrolled, Voice | None]:
+        """What came out, and the voice if it is to be kept."""
+        bank = self._predicted() if self.wanted.how != "learn" else None
+        if bank is None:
+            bank = self._learned()
+        decided = self.found.verified
+        if decided is not None and decided.relative >= 0:
+            self.found.said.append(
+                "the base is no worse for this speaker, so the voice is not kept; `manyvoice personalize` trains one "
+                "outside the space"
+            )
+            return self.found, None
+        voice = self.space.generator.voice(bank, 1, _card(self.found, self.wanted))
+        return self.found, self._refined(voice) if self.wanted.refine else voice
+
+    def _predicted(self) -> Bank | None:
+        """A bank with the predicted voice in row 1, if it is to be taken."""
+        found, generator = self.found, self.space.generator
+        must = self.wanted.how == "predict"
+        if not must and (generator.predictor is None or found.seconds < SHORTEST):
+            found.said.append("not predicted: the space has no predictor, or there are less than two seconds")
+            return None
+        bank = self.space.bank([self.name])
+        everything = range(len(self.corpus))
+        generator.place(bank, 1, self.space.predict([self.features.of(i, 0) for i in everything]))
+        found.predicted = self._against_base(bank, everything, [1] * len(self.corpus))
+        found.said += [_worth(self.space), f"predicted against the base: {found.predicted.sentence()}"]
+        if not must and not found.predicted.better:
+            found.said.append("that does not beat the base with its interval, so the voice is learned instead")
+            return None
+        found.made_by = "embedding predicted"
+        return bank
+
+    def _learned(self) -> Bank:
+        """A bank with the learned voice in row 1; behind it those that have not seen a part of the utterances."""
+        found = self.found
+        found.made_by = "embedding learned"
+        parts = [self.rows[k :: min(_FOLDS, len(self.rows))] for k in range(min(_FOLDS, len(self.rows)))]
+        without = {k: [i for i in self.rows if i not in part] for k, part in enumerate(parts)}
+        speech = {self.name: list(self.rows)}
+        if len(parts) > 1:
+            speech |= {f"{self.name} without part {k}": kept for k, kept in without.items()}
+        said = self.watcher.progress
+        bank = self.space.learn(
+            self.corpus, self.features, speech, self.wanted.learning, lambda done, n, _: said("learning", done, n)
+        )
+        if len(parts) > 1:
+            rows = [i for part in parts for i in part]
+            owners = [2 + k for k, part in enumerate(parts) for _ in part]
+            found.learned = self._against_base(bank, rows, owners)
+            found.said.append(f"learned against the base, on held-out utterances: {found.learned.sentence()}")
+        else:
+            found.said.append("learned from one utterance: nothing was verified, because none is left to verify on")
+        return bank
+
+    def _refined(self, voice: Voice) -> Voice:
+        """The voice after training all of its weights, if that is better on the utterances that choose."""
+        variant, found = self.space.variant, self.found
+        recogniser = variant.recogniser
+        bank = Bank(variant.anatomy, voice.method, [self.name], empty=True, dtype=recogniser.model.dtype,
+                    device=recogniser.device)  # fmt: skip
+        bank.put(1, voice.tensors)
+        tokens = [recogniser.tokenizer.encode(text) for text in self.corpus.texts()]
+        seed = self.wanted.learning.seed
+        collator = Collator(self.corpus, self.features, tokens, augment=MASKS, seed=seed)
+        job = OwnerTraining(
+            bank, [Speech(adapt=self.rows, choose=self.chooses)], collator, *plain_losses(variant),
+            self.wanted.refining, seed=seed,
+        )  # fmt: skip
+        best = job.run(lambda done, n, _: self.watcher.progress("refining", done, n))[1]
+        start = best.history[0][1]
+        found.refined = best.nats / max(start, 1e-9) - 1
+        count = len(self.chooses)
+        if best.round == 0:
+            found.said.append(f"refining made it no better on the {count} that choose, so it stays as it was")
+            return voice
+        found.said.append(f"refined, on the {count} that chose the round: {found.refined:+.1%} nats")
+        card = {**voice.card, "refined": True, "refined_rounds": best.round}
+        return Voice(method=voice.method, tensors=bank.take(1), base=voice.base, tokenizer=voice.tokenizer, card=card)
+
+    def _against_base(self, bank: Bank, rows: Sequence[int], owners: Sequence[int]) -> Difference:
+        sides = [
+            self.space.evaluate(self.corpus, self.features, bank, rows, of).nats for of in (owners, [0] * len(owners))
+        ]
+        return Difference.of(*sides)
+
+
+def _card(found: Enrolled, wanted: Enrolment) -> dict[str, Any]:
+    verified = found.verified
+    return {
+        "speaker": found.name, "made_by": found.made_by, "licence": wanted.licence, "seconds": found.seconds,
+        "utterances": found.utterances,
+        "verified": None if verified is None else {
+            "relative_nats": verified.relative, "interval": list(verified.interval), "utterances": verified.units},
+    }  # fmt: skip
+
+
+def _worth(space: Space) -> str:
+    predictor = space.generator.predictor
+    assert predictor is not None, "there is a prediction"
+    return f"prediction explains {predictor.r2:.0%} of how {predictor.speakers} training speakers left out differ"

@@ -1,0 +1,373 @@
+"""A space of voices: trained on many speakers together, then a new speaker is a point in it, learned or predicted.
+
+output/space.safetensors  what voices share, where speakers lie, the predictor      output/report.json  what came out
+
+    S  speakers   M  examples of their speech   N  utterances, or pooled inputs   E  numbers of a voice   B  a batch
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manyvoice.data.augment import Augment
+from manyvoice.data.check import check
+from manyvoice.data.collate import Collator, Features, HeldFeatures, Picked
+from manyvoice.data.manifest import Corpus
+from manyvoice.decode.evaluate import Evaluation, evaluate
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.decode.wer import resampled_sums
+from manyvoice.errors import UsageError, WorkError
+from manyvoice.recipes.speakers import Split, split_speakers
+from manyvoice.recipes.variant import Variant, owned_by, whole_variant
+from manyvoice.recipes.watch import Silent, Watcher
+from manyvoice.submodels.bank import Bank
+from manyvoice.submodels.generator import FILE, Generator, generator_of, own_of
+from manyvoice.submodels.method import make_method
+from manyvoice.submodels.predict import EXAMPLES, Heard, Predictor, examples, fit_predictor, listen, taps_of
+from manyvoice.train import distributed
+from manyvoice.train.objective import ctc_per_utterance, scores_of
+from manyvoice.train.owners import Best, LossesOf, OwnerTraining, Schedule, Speech
+from manyvoice.types import Batch
+
+Floats = NDArray[np.float64]
+
+REPORT = "report.json"
+MASKS = Augment(freq_masks=2, time_masks=2)
+# Below this all units may err to one side by luck more often than once in 32, and a bootstrap would call it certain.
+FEWEST = 5
+# The predictor is chosen by leaving speakers out; with fewer there is nothing to choose by.
+_SPEAKERS = 4
+_DRAWS = 10_000
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SpaceTraining:
+    """How a space is made.
+
+    Args:
+        method, settings: ``generated`` or ``mixture``.
+        by: field of the manifest that tells speakers apart.
+        split: of each speaker's utterances, which learn, choose when it is best, and report.
+        masks: SpecAugment while learning.
+    """
+
+    method: str = "generated"
+    settings: dict[str, Any] = field(default_factory=dict)
+    by: str = "speaker"
+    split: Split = Split(choose=0.1, test=0.1)
+    schedule: Schedule = Schedule(lr=1e-2)
+    masks: bool = True
+    seed: int = 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How a speaker's own numbers are learned, all else frozen.
+
+    Args:
+        lr: in standard deviations of the training speakers, a round.
+        prior: weight of their distribution, from whose mean a speaker starts.  1 is Bayes' rule with nats as they are.
+    """
+
+    rounds: int = 60
+    utterances: int = 4
+    lr: float = 0.1
+    prior: float = 1.0
+    masks: bool = True
+    seed: int = 0
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much more nats one side takes, relative to the other, with the two-sided 95 % interval of a paired bootstrap.
+
+    Args: units: utterances or speakers that were drawn.
+    """
+
+    relative: float
+    interval: tuple[float, float]
+    units: int
+
+    @classmethod
+    def of(cls, new_N: Sequence[float] | Floats, base_N: Sequence[float] | Floats) -> Difference:
+        """From the nats of each unit on both sides."""
+        both_N2 = np.stack([np.asarray(new_N, np.float64), np.asarray(base_N, np.float64)], axis=1)
+        new, base = both_N2.sum(0)
+        sums_M2 = resampled_sums(both_N2, _DRAWS, np.random.default_rng(0))
+        low, high = np.quantile(sums_M2[:, 0] / np.maximum(sums_M2[:, 1], 1e-9) - 1, [0.025, 0.975])
+        return cls(relative=float(new / max(base, 1e-9) - 1), interval=(float(low), float(high)), units=len(both_N2))
+
+    @property
+    def better(self) -> bool:
+        """Whether it is below zero with its whole interval, of enough units."""
+        return self.units >= FEWEST and self.interval[1] < 0
+
+    def sentence(self) -> str:
+        """For people."""
+        low, high = self.interval
+        return f"{self.relative:+.1%} nats ({low:+.1%} to {high:+.1%} over {self.units} utterances)"
+
+
+@final
+class Space:
+    """A space on its base: predicts, learns and places speakers.
+
+    Raises: VoiceError if the space was not made for that base.
+    """
+
+    def __init__(self, variant: Variant, generator: Generator) -> None:
+        recogniser = variant.recogniser
+        self.variant, self.model = variant, recogniser.model
+        self.generator = generator.check(
+            variant.anatomy, base=variant.base, tokenizer=recogniser.tokenizer.fingerprint()
+        )
+        _freeze(recogniser)
+
+    @classmethod
+    def load(cls, base: str | Path, space: Path) -> Space:
+        """By the base's folder or hub id, and the space's file or folder."""
+        return cls(whole_variant(Recogniser.load(base)), Generator.read(space))
+
+    def bank(self, owners: Sequence[str]) -> Bank:
+        """Rows at the mean of the training speakers."""
+        recogniser = self.variant.recogniser
+        return self.generator.bank(
+            self.variant.anatomy, owners, dtype=self.model.dtype, device=str(recogniser.device)
+        )  # fmt: skip
+
+    def predict(self, features: Sequence[Tensor]) -> Floats:
+        """A speaker's own numbers, E, from T F of some utterances. UsageError if the space has no predictor."""
+        predictor = self.generator.predictor
+        if predictor is None:
+            raise UsageError("this space has no predictor; learn the voice from utterances with texts")
+        return predictor(listen(self.model, features))
+
+    def learn(
+        self, corpus: Corpus, features: Features, speech: Mapping[str, Sequence[int]], wanted: Learning,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> Bank:  # fmt: skip
+        """A bank with the own numbers of every speaker, learned by each alone on rows of the corpus.
+
+        What is minimised is nats plus ``prior`` times half the squared distance to the training speakers' mean, in
+        their covariance.
+        """
+        tokenizer = self.variant.recogniser.tokenizer
+        tokens = [tokenizer.encode(text) for text in corpus.texts()]
+        total = {name: max(1, sum(len(tokens[i]) for i in rows)) for name, rows in speech.items()}
+        bank = self.bank(list(speech))
+        mean, precision = (
+            torch.from_numpy(x).to(self.model.device, self.model.dtype)
+            for x in (self.generator.mean, self.generator.precision)
+        )
+
+        def objective(bank: Bank, batch: Batch) -> Tensor:
+            away_PE = own_of(bank) - mean
+            far_P = wanted.prior / 2 * ((away_PE @ precision) * away_PE).sum(1)
+            of_P = torch.tensor([total[owner] for owner in bank.owners], dtype=far_P.dtype, device=far_P.device)
+            # of every token of a speaker its share, so that a step on some utterances is a step of the whole
+            return owned_loss(self.variant, bank, batch) + (far_P / of_P)[batch.owner_B - 1] * batch.token_len_B
+
+        def losses(bank: Bank, batch: Batch, round: int) -> Iterator[Tensor]:
+            yield objective(bank, batch)
+
+        schedule = Schedule(
+            rounds=wanted.rounds, utterances=wanted.utterances, lr=wanted.lr * max(self.generator.spread, 1e-6)
+        )
+        augment = MASKS if wanted.masks else None
+        collator = Collator(corpus, features, tokens, augment=augment, seed=wanted.seed)
+        said = [Speech(adapt=tuple(rows), choose=tuple(rows)) for rows in speech.values()]
+        OwnerTraining(bank, said, collator, losses, torch.no_grad()(objective), schedule, seed=wanted.seed).run(
+            progress
+        )
+        return bank
+
+    def evaluate(
+        self, corpus: Corpus, features: Features, bank: Bank, rows: Sequence[int], owners: Sequence[int]
+    ) -> Evaluation:
+        """These rows of the corpus, each with a row of the bank; 0 is the base."""
+        owned = owned_by(self.variant, bank, owners)
+        return evaluate(
+            self.variant.recogniser, corpus.subset(list(rows)), features=Picked(features, list(rows)), owned=owned
+        )
+
+
+def owned_loss(variant: Variant, bank: Bank, batch: Batch) -> Tensor:
+    """-log p of each utterance with its owner's row, B."""
+    recogniser = variant.recogniser
+    with bank.on(recogniser.model, batch.owner_B):
+        scores = scores_of(recogniser.model, batch)
+    blank = recogniser.family.blank(recogniser.model)
+    return ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, blank)
+
+
+def train_space(
+    base: str | Path, corpus: Corpus, output: Path, wanted: SpaceTraining | None = None,
+    watcher: Watcher | None = None,
+) -> Path:  # fmt: skip
+    """Train a space on all speakers of a manifest; returns its file.
+
+    Under torchrun each process has its share of the speakers, and they learn what is shared together.
+
+    Raises: UsageError for a method that shares nothing, or fewer than 4 speakers with three utterances; CorpusError for
+        a manifest with bad rows; WorkError if a speaker's loss is not finite.
+    """
+    accelerator = distributed.start("fp32")
+    main = accelerator.is_main_process
+    job = _Making(base, corpus, wanted or SpaceTraining(), (watcher or Silent()) if main else Silent(), accelerator)
+    generator, report = job.run()
+    if main:
+        generator.write(output)
+        try:
+            text = json.dumps({"hash": generator.hash, **report}, ensure_ascii=False, indent=1, default=str)
+            (output / REPORT).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise WorkError(f"{output}: the report cannot be written ({error}); make room and run it again") from error
+    accelerator.wait_for_everyone()
+    distributed.stop_group()
+    return output / FILE
+
+
+def read_report(output: Path) -> dict[str, Any]:
+    """What :func:`train_space` wrote beside the space. WorkError if it cannot be read."""
+    try:
+        found: dict[str, Any] = json.loads((output / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{output / REPORT}: cannot be read ({error}); train the space again") from error
+    return found
+
+
+@final
+class _Making:
+    """One training run's parts."""
+
+    def __init__(
+        self, base: str | Path, corpus: Corpus, wanted: SpaceTraining, watcher: Watcher, accelerator: Accelerator
+    ) -> None:
+        self.corpus, self.wanted, self.watcher, self.accelerator = corpus, wanted, watcher, accelerator
+        recogniser = Recogniser.load(base)
+        _freeze(recogniser)
+        self.recogniser, self.variant = recogniser, whole_variant(recogniser)
+        self.method = make_method(wanted.method, wanted.settings)
+        if self.method.alone() == self.method:
+            raise UsageError(f"method {wanted.method}: its voices share nothing, so they have no space; take generated")
+        check(corpus, tokenizer=recogniser.tokenizer, encoder_frames=recogniser.encoder_frames).raise_if_bad()
+        self.speakers, self.left_out = split_speakers(corpus, wanted.by, wanted.split)
+        enough = max(_SPEAKERS, accelerator.num_processes)
+        if len(self.speakers) < enough:
+            raise UsageError(
+                f"{len(self.speakers)} speakers with three utterances or more: a space wants {enough} at least, and "
+                "some dozens to be of use; add speakers, or name the field that tells them apart with --by"
+            )
+        self.mine = self.speakers[accelerator.process_index :: accelerator.num_processes]
+        self.tokens = [recogniser.tokenizer.encode(text) for text in corpus.texts()]
+
+    def run(self) -> tuple[Generator, dict[str, Any]]:
+        """The space, the same on all processes, and its report."""
+        rows = sorted({i for s in self.mine for i in s.rows()})
+        said = partial(self.watcher.progress, "listening")
+        features = HeldFeatures(self.corpus, self.recogniser.log_mel, rows, said)
+        bank = Bank(self.variant.anatomy, self.method, [s.name for s in self.mine], seed=self.wanted.seed)
+        best = self._train(bank, features)
+        own_SE = self._gathered(own_of(bank).detach().double().cpu().numpy())
+        self.watcher.note(f"fitting what predicts a voice from speech, on {len(own_SE)} speakers")
+        predictor = self._predictor(features, own_SE)
+        generator = generator_of(
+            bank, own_SE, base=self.variant.base, tokenizer=self.recogniser.tokenizer.fingerprint(),
+            predictor=predictor, card={"seconds": self._seconds(), "corpus": self.corpus.fingerprint},
+        )  # fmt: skip
+        history = [[r, float(np.mean([dict(b.history)[r] for b in best.values()]))] for r, _ in best[1].history]
+        return generator, {
+            "base": self.variant.base, "speakers": [s.name for s in self.speakers], "left_out": self.left_out,
+            "settings": asdict(self.wanted), "numbers_per_voice": own_SE.shape[1], "spread": generator.spread,
+            "choose_nats": history, "measured": self._measured(bank, features), "predictor": predictor.card(),
+        }  # fmt: skip
+
+    def _train(self, bank: Bank, features: HeldFeatures) -> dict[int, Best]:
+        augment = MASKS if self.wanted.masks else None
+        collator = Collator(self.corpus, features, self.tokens, augment=augment, seed=self.wanted.seed)
+        speech = [Speech(adapt=s.adapt, choose=s.choose) for s in self.mine]
+        job = OwnerTraining(
+            bank, speech, collator, *plain_losses(self.variant), self.wanted.schedule, seed=self.wanted.seed,
+            accelerator=self.accelerator,
+        )  # fmt: skip
+        return job.run(lambda done, n, _: self.watcher.progress("training", done, n))
+
+    def _predictor(self, features: HeldFeatures, own_SE: Floats) -> Predictor:
+        found = []
+        for speaker in self.mine:
+            rows = (*speaker.adapt, *speaker.choose)
+            heard = listen(self.recogniser.model, [features.of(i, 0) for i in rows])
+            seconds = [float(self.corpus.durations_N[i]) for i in rows]
+            drawn = examples(heard, seconds, key=f"{self.wanted.seed} {speaker.name}")
+            found.append(np.concatenate([Heard.pooled(parts) for parts in drawn]))
+        pooled = self._gathered(np.stack(found)).reshape(len(self.speakers), EXAMPLES, -1)
+        return fit_predictor(pooled, own_SE, [tap.name for tap in taps_of(self.recogniser.model)])
+
+    def _measured(self, bank: Bank, features: HeldFeatures) -> dict[str, Any]:
+        """Speakers' utterances that report, on the base and with the voices they have here."""
+        utterances = [(row, i) for row, s in enumerate(self.mine, start=1) for i in s.test]
+        rows = [i for _, i in utterances]
+        sides = []
+        for owners in ([0] * len(rows), [row for row, _ in utterances]):
+            found = evaluate(
+                self.recogniser, self.corpus.subset(rows), features=Picked(features, rows),
+                owned=owned_by(self.variant, bank, owners),
+            )  # fmt: skip
+            sides.append(
+                speaker_sums(found, [s.name for s in self.mine], [self.mine[row - 1].name for row, _ in utterances])
+            )
+        base_SC, space_SC = self._gathered(sides[0]), self._gathered(sides[1])
+        characters = float(base_SC[:, 2].sum())
+        difference = Difference.of(space_SC[:, 0], base_SC[:, 0])
+        return {
+            "nats_per_character": [float(x[:, 0].sum()) / characters for x in (base_SC, space_SC)],
+            "cer": [float(x[:, 1].sum()) / characters for x in (base_SC, space_SC)],
+            "relative_nats": difference.relative, "interval_over_speakers": list(difference.interval),
+        }  # fmt: skip
+
+    def _seconds(self) -> float:
+        return round(float(self.corpus.durations_N[[i for s in self.speakers for i in s.adapt]].sum()), 1)
+
+    def _gathered(self, mine: Floats) -> Floats:
+        """Rows of all speakers, in order, from each process's share."""
+        first, step = self.accelerator.process_index, self.accelerator.num_processes
+        everyone = torch.zeros(len(self.speakers), mine.shape[1], dtype=torch.float64)
+        everyone[first::step] = torch.from_numpy(mine)
+        return np.asarray(distributed.summed(self.accelerator, everyone).cpu().numpy(), dtype=np.float64)
+
+
+def plain_losses(variant: Variant) -> tuple[LossesOf, Callable[[Bank, Batch], Tensor]]:
+    """What owners minimise and what chooses, where both are the loss of the variant with their rows."""
+
+    def losses(bank: Bank, batch: Batch, round: int) -> Iterator[Tensor]:
+        yield owned_loss(variant, bank, batch)
+
+    return losses, torch.no_grad()(partial(owned_loss, variant))
+
+
+def speaker_sums(found: Evaluation, speakers: Sequence[str], names: Sequence[str]) -> Floats:
+    """S 3: nats, character errors and characters of each speaker. names: of each utterance of the evaluation."""
+    place = {name: k for k, name in enumerate(speakers)}
+    sums_SC = np.zeros((len(speakers), 3))
+    for name, nats, counts in zip(names, found.nats, found.characters.counts, strict=True):
+        sums_SC[place[name]] += nats, counts.errors, counts.reference
+    return sums_SC
+
+
+def _freeze(recogniser: Recogniser) -> None:
+    for p in recogniser.model.parameters():
+        p.requires_grad_(False)
