@@ -313,11 +313,12 @@ def sentences(bench: Bench) -> None:
     corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl" if which == "dev" else which)
     ages = {str(u.speaker): float(u.extra.get("age", 0)) for u in corpus}
     rounds, lr = int(bench.option("rounds", "60")), float(bench.option("lr", "1e-3"))
-    schedule = Schedule(rounds=rounds, utterances=4, lr=lr, every=10, patience=3)
-    settings: dict[str, Any] = {"rank": int(bench.option("rank", "16"))}
+    schedule = Schedule(rounds=rounds, utterances=4, lr=lr, every=5, patience=3)
+    method = bench.option("method", "adapter")
+    settings: dict[str, Any] = {} if method == "scale" else {"rank": int(bench.option("rank", "16"))}
     for count in [int(k) for k in bench.option("adapt", ",".join(map(str, SENTENCES))).split(",")]:
         wish = Personalisation(
-            settings=settings, split=replace(SPLIT, adapt=count), schedule=schedule, licence="Apache-2.0",
+            method=method, settings=settings, split=replace(SPLIT, adapt=count), schedule=schedule, licence="Apache-2.0",
             masks=bench.option("masks", "1") == "1",
         )  # fmt: skip
         output = fresh(bench, f"sentences-{Path(which).stem}-{count}", wish)
@@ -332,7 +333,7 @@ def sentences(bench: Bench) -> None:
             if chosen:
                 bench.row(
                     seed=0, kind="sentences", on=Path(which).stem, adapt=count, group=group, rounds=rounds,
-                    lr=lr, masks=wish.masks, settings=settings, minutes=round(minutes, 1), **pooled(chosen),
+                    lr=lr, masks=wish.masks, method=method, settings=settings, minutes=round(minutes, 1), **pooled(chosen),
                 )  # fmt: skip
 
 
@@ -368,6 +369,7 @@ def pooled(outcomes: list[Outcome]) -> dict[str, Any]:
         found[f"{unit}_if_all_kept"] = everyone
     for name, side in (("before", _before), ("after", _served)):
         found[f"nats_per_character_{name}"] = _loss([side(o) for o in outcomes])
+    found["nats_per_character_if_all_kept"] = _loss([o.after for o in outcomes])
     return found
 
 

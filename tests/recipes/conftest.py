@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,17 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.subnet import uniform, whole
 from manyvoice.models.batchnorm import masked_norms
 from manyvoice.models.load import build_model
+from manyvoice.recipes.card import Provenance, write_derived_card
 from manyvoice.recipes.sizes import Size, write_size
 from manyvoice.train.objective import ctc_per_utterance, scores_of
 
 WORDS = ("low", "mid", "high")
+STEPS = 56
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32,
          "subsampling_conv_channels": 8}  # fmt: skip
-# Speakers, utterances of each: what each calls the three tones.
-Meant = Mapping[str, Sequence[str]]
-Speak = Callable[..., Path]
+# Words of the rows to learn from, and of the others, that take the places of low, mid and high.
+Meant = tuple[str, str]
+Speak = Callable[[Path, Mapping[str, tuple[int, Meant]]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -44,20 +47,18 @@ def base(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer = train_tokenizer(WORDS, "words")
         model, family = build_model("tiny", SMALL, vocabulary=len(tokenizer), blank=tokenizer.blank)
         log_mel = LogMel.build(family.features(model))
-        batch = Collator(corpus, LiveFeatures(corpus, log_mel), [tokenizer.encode(t) for t in corpus.texts()])(
-            range(len(corpus))
-        )
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        collator = Collator(corpus, LiveFeatures(corpus, log_mel), [tokenizer.encode(t) for t in corpus.texts()])
+        batch = collator(range(len(corpus)))
+        optimizer = torch.optim.Adam(model.parameters(), 2e-2)
+        model.train()
         for _ in range(STEPS):
             optimizer.zero_grad()
-            scores = scores_of(model.train(), batch)
-            loss = ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, tokenizer.blank).mean()
-            loss.backward()
+            scores = scores_of(model, batch)
+            ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, tokenizer.blank).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            print(float(loss.detach()))
         for norm in masked_norms(model):
-            norm.momentum = 1.0
+            norm.momentum = 1.0  # statistics of this batch, which is all there is
         with torch.no_grad():
             scores_of(model, batch)
     Recogniser(model.eval(), family, tokenizer, log_mel).save(folder)
@@ -66,7 +67,33 @@ def base(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for subnet, macs in ((whole(anatomy), 2.0), (uniform(anatomy, "40", [0, 2], {"head": 2, "ff_chunk": 3}), 1.0)):
         costs = {"layer_macs": macs, "macs": macs, "parameters": 1}
         write_size(made, Size(subnet=subnet, statistics=None, document={}), {"costs": costs, "results": {}})
+    nothing = Provenance(data=(), run={}, command=None, seed=0, base=None, checkpoint="", versions={})
+    write_derived_card(folder, made, asdict(nothing) | {"fingerprint": made.fingerprint()}, results={}, command="")
     return folder
 
 
-STEPS = 66
+@pytest.fixture(scope="session")
+def speak(tmp_path_factory: pytest.TempPathFactory, speak_tones: Callable[[Path, int, int], Path]) -> Speak:
+    """Writes a manifest of speakers to whom tones mean other words: ``speak(path, {"ann": (9, ("mhl", "mhl"))})``.
+
+    Of each speaker's rows ``part`` says two to choose, three to test and the others to adapt, whose words may differ.
+    """
+    spoken = speak_tones(tmp_path_factory.mktemp("speech") / "speech", 60, 1)
+    heard = [json.loads(line) for line in spoken.read_text().splitlines()]
+    letters = {word[0]: word for word in WORDS}
+
+    def write(path: Path, speakers: Mapping[str, tuple[int, Meant]]) -> Path:
+        rows, left = [], iter(heard)
+        for name, (count, meant) in speakers.items():
+            for k in range(count):
+                row = next(left)
+                part = "choose" if k < 2 else "test" if k < 5 else "adapt"
+                words = dict(zip(WORDS, (letters[c] for c in meant[part != "adapt"]), strict=True))
+                row |= {"audio_filepath": str(spoken.parent / row["audio_filepath"]), "id": f"{name}-{k}"}
+                row |= {"speaker": name, "part": part, "text": " ".join(words[w] for w in row["text"].split())}
+                rows.append(row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write

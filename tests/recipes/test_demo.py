@@ -30,17 +30,24 @@ class Notes:
 @pytest.mark.slow
 def test_the_whole_story(tmp_path: Path) -> None:
     told = Notes()
-    done = demo(tmp_path / "demo", utterances=80, epochs=1, watcher=told)
+    done = demo(tmp_path / "demo", utterances=80, epochs=1, rounds=2, watcher=told)
     assert [row["size"] for row in done.sizes] == ["100", "75", "55", "40", "25"]
     assert len(done.heard) == 3 and done.wer >= 0
-    assert json.loads(json.dumps(done.as_dict()))["seconds"].keys() == {"speak", "train", "transcribe"}
+    assert json.loads(json.dumps(done.as_dict()))["seconds"].keys() == {
+        "speak",
+        "train",
+        "sizes",
+        "voices",
+        "transcribe",
+    }
     text = "\n".join(told.lines)
-    assert all(f"{k} of 5" in text for k in range(1, 6))
+    assert all(f"{k} of 6" in text for k in range(1, 7))
     assert "padding was" in text and "drawn at random would have had" in text
     spoken = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "speech").rglob("*")}
-    again = demo(tmp_path / "demo", utterances=80, epochs=1)
+    again = demo(tmp_path / "demo", utterances=80, epochs=1, rounds=2)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "speech").rglob("*")} == spoken
-    assert again.wer == done.wer
+    assert again.wer == done.wer and again.voices == done.voices
+    assert done.voices["speakers"] == 2
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -47,8 +47,14 @@ def _show(document: dict[str, Any]) -> None:
         table("", ["aim", "limit", "measured", "holds"], aims)
 
 
+# An interval is shown, the errors of every utterance are not.
+_SHOWN = 4
+
+
 def _cell(value: object) -> object:
     if isinstance(value, list):
+        if len(value) > _SHOWN:
+            return f"{len(value)} numbers"
         return " to ".join(str(_cell(v)) for v in value)
     return f"{value:.4g}" if isinstance(value, float) else value
 

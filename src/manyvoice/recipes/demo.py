@@ -1,4 +1,4 @@
-"""The whole story on one laptop: speak a corpus, train, measure, transcribe, and say where everything is."""
+"""The whole story on one laptop: speak a corpus, train all sizes, measure, give two people voices, transcribe."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from typing import Any, final
 from manyvoice.config import RunConfig, make_run
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.data.padding import PaddingMeter, careless_padding
-from manyvoice.data.synth import SynthSpec, synthesise_splits
+from manyvoice.data.synth import SynthSpec, synthesise, synthesise_splits
 from manyvoice.errors import UsageError
 from manyvoice.recipes.card import read_card
+from manyvoice.recipes.personal_report import Report
+from manyvoice.recipes.personalize import Personalisation, personalize
 from manyvoice.recipes.sizes import compare_sizes
+from manyvoice.recipes.speakers import Split
 from manyvoice.recipes.train import train
 from manyvoice.recipes.transcribe import transcribe
+from manyvoice.recipes.voiced import load_voiced
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train.metrics import read_metrics
+from manyvoice.train.owners import Schedule
 
 # A model of under a million parameters and digit strings: learned in two minutes on one core.
 _MODEL = {
@@ -29,6 +34,8 @@ _MODEL = {
     "subsampling_conv_channels": 16,
 }
 _SIZES = [1.0, 0.75, 0.55, 0.4, 0.25]
+# Phrases of two speakers, for voices in about a minute.
+_PERSONAL = 110
 _SPLITS = {"train": 0.86, "dev": 0.06, "test": 0.08}
 
 
@@ -42,6 +49,8 @@ class Demo:
     wer: float
     heard: tuple[tuple[str, str, str], ...]
     sizes: list[dict[str, Any]]
+    voices: dict[str, Any]
+    receipt: dict[str, Any] | None
     seconds: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,14 +62,23 @@ class Demo:
             "wer": self.wer,
             "heard": heard,
             "sizes": self.sizes,
+            "voices": self.voices,
+            "receipt": self.receipt,
             "seconds": self.seconds,
         }
 
 
 def demo(
-    folder: Path = Path("runs/demo"), *, utterances: int = 1600, epochs: int = 8, watcher: Watcher | None = None
+    folder: Path = Path("runs/demo"),
+    *,
+    utterances: int = 1600,
+    epochs: int = 8,
+    rounds: int = 80,
+    watcher: Watcher | None = None,
 ) -> Demo:
     """Run it in ``folder``; what an interrupted demo has finished is used again.
+
+    Args: utterances, epochs: of the base.  rounds: steps of each voice.
 
     Raises: UsageError if the folder holds something else; SynthesisError without espeak-ng.
     """
@@ -69,10 +87,10 @@ def demo(
         raise UsageError(f"{folder} is there already and no demo's folder; choose another with --folder")
     seconds: dict[str, float] = {}
     started = time.perf_counter()
-    watcher.note(f"1 of 5  a corpus of digit strings, spoken by 6 synthetic speakers, in {folder / 'speech'}")
+    watcher.note(f"1 of 6  a corpus of digit strings, spoken by 6 synthetic speakers, in {folder / 'speech'}")
     parts = speak(folder / "speech", utterances, watcher)
     seconds["speak"], started = _lap(started)
-    watcher.note("2 of 5  a recogniser of 0.9 million parameters in five sizes, all trained at once from nothing")
+    watcher.note("2 of 6  a recogniser of 0.9 million parameters in five sizes, all trained at once from nothing")
     model = train(run_of(folder, parts, epochs), watcher=watcher, command="manyvoice demo")
     seconds["train"], started = _lap(started)
     test = open_corpus(parts["test"])
@@ -83,18 +101,30 @@ def demo(
         f"had {random:.0%}"
     )
     wer = float(read_card(model)["results"]["test"]["wer"])
-    watcher.note(f"3 of 5  {wer:.1%} of the words of {len(test)} unheard phrases are wrong")
-    watcher.note("4 of 5  what the sizes cost, and how fast they are here")
+    watcher.note(f"3 of 6  {wer:.1%} of the words of {len(test)} unheard phrases are wrong")
+    watcher.note("4 of 6  what the sizes cost, and how fast they are here")
     sizes = compare_sizes(model, None)
     for row in sizes:
         watcher.note(
             f"        size {row['size']:>3}: {row['parameters'] / 1e6:.2f} M parameters, {row['layer_macs_share']:.0%} "
             f"of the layers' multiply-accumulates, {row['times_real_time']:.0f} times real time, WER {row['wer']:.1%}"
         )
-    watcher.note("5 of 5  three phrases, transcribed")
+    seconds["sizes"], started = _lap(started)
+    watcher.note("5 of 6  voices for two people whose speech is unlike any that the model has heard, trained together")
+    report = give_voices(folder, model, rounds, watcher)
+    for o in report.outcomes:
+        watcher.note(
+            f"        {o.speaker}: {o.before.wer:.0%} of the words wrong, {o.after.wer:.0%} with a voice learned from "
+            f"{o.adapt_seconds:.0f} s of speech" + ("" if o.kept else f"; not kept: {o.why}")
+        )
+    seconds["voices"], started = _lap(started)
+    watcher.note("6 of 6  three phrases, transcribed")
     heard = listen(model, test)
+    receipt = receipt_of(folder, model, report)
     seconds["transcribe"], _ = _lap(started)
-    return Demo(folder=folder, model=model, wer=wer, heard=heard, sizes=sizes, seconds=seconds)
+    totals = report.as_dict()["totals"]
+    return Demo(folder=folder, model=model, wer=wer, heard=heard, sizes=sizes, voices=totals, receipt=receipt,
+                seconds=seconds)  # fmt: skip
 
 
 def speak(folder: Path, utterances: int, watcher: Watcher) -> dict[str, Path]:
@@ -124,6 +154,32 @@ def run_of(folder: Path, parts: dict[str, Path], epochs: int) -> RunConfig:
             "train": {"epochs": epochs, "threads": 1},
         }
     )
+
+
+def give_voices(folder: Path, model: Path, rounds: int, watcher: Watcher) -> Report:
+    """Voices for two simulated atypical speakers; ``folder/voices`` is the run's folder."""
+    place = folder / "atypical"
+    if not place.exists():
+        spec = SynthSpec(utterances=_PERSONAL, speakers=2, atypical=2, grammar="digits", words=(1, 5), seed=99)
+        synthesise(spec, place, jobs=2, progress=lambda done, n: watcher.progress("speaking", done, n))
+    wanted = Personalisation(
+        split=Split(choose=0.2, test=0.3),
+        schedule=Schedule(rounds=rounds, utterances=8, every=10),
+        licence="synthetic speech, Apache-2.0",
+    )
+    return personalize(model, open_corpus(place / "manifest.jsonl"), folder / "voices", wanted, watcher=watcher)
+
+
+def receipt_of(folder: Path, model: Path, report: Report) -> dict[str, Any] | None:
+    """What a transcript with the first voice says of the weights that made it; None if no voice was kept."""
+    kept = [o.speaker for o in report.outcomes if o.kept]
+    if not kept:
+        return None
+    voiced, name = load_voiced(model, voice=kept[0], store=str(folder / "voices" / "voices"))
+    theirs = next(u for u in open_corpus(folder / "atypical" / "manifest.jsonl") if u.speaker == kept[0])
+    recogniser = voiced.recogniser(name)
+    transcribe(recogniser, theirs.audio.read(recogniser.log_mel.rate))
+    return voiced.take()[-1].as_dict()
 
 
 def listen(model: Path, test: Corpus) -> tuple[tuple[str, str, str], ...]:

@@ -323,7 +323,8 @@ class Personalising:
         for speaker in wave:
             name, row = speaker.name, rows[speaker.name]
             nats = best[row].history[0][1], best[row].nats
-            why = reasons_against(nats, [one[name].errors for one in chosen], others.get(name), self.wanted.worse)
+            wrong = [one[name].character_errors for one in chosen]
+            why = reasons_against(nats, wrong, others.get(name) if self.general else None, self.wanted.worse)
             outcome = Outcome(
                 speaker=name, kept=not why, why="; ".join(why), lr=rates[(row - 1) % len(rates)],
                 round=best[row].round, adapt_seconds=self._seconds(speaker.adapt), adapt_utterances=len(speaker.adapt),
@@ -421,7 +422,7 @@ def reasons_against(
     if nats[1] >= nats[0]:
         found.append("no better than the base on the utterances that choose")
     elif sum(errors[1]) > sum(errors[0]):
-        found.append("more wrong words than the base on the utterances that choose")
+        found.append("more wrong characters than the base on the utterances that choose")
     if others is not None and others > worse:
         found.append(f"the loss on speech of others grew by {others:.0%}, more than the {worse:.0%} allowed")
     return found

@@ -1,0 +1,385 @@
+"""Personalisation from a manifest to voices in a store: who keeps one, and that company changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.testing import assert_close
+
+from manyvoice.data.collate import Collator
+from manyvoice.data.manifest import Corpus, open_corpus
+from manyvoice.decode.evaluate import evaluate
+from manyvoice.errors import CorpusError, UsageError, WorkError
+from manyvoice.recipes import personalize as recipe
+from manyvoice.recipes.personal_report import Report
+from manyvoice.recipes.personalize import Personalisation, keep_whole_lines, personalize, reasons_against
+from manyvoice.recipes.speakers import Split
+from manyvoice.recipes.voiced import serve_speakers
+from manyvoice.submodels.store import Store
+from manyvoice.submodels.voice import Voice
+from manyvoice.train.owners import OwnerTraining, Schedule
+from manyvoice.types import Batch
+
+WANTED = Personalisation(
+    settings={"rank": 4}, split=Split(field="part"), masks=False, worse=1e9, licence="CC0-1.0",
+    schedule=Schedule(rounds=40, utterances=4, every=5, lr=2e-2),
+)  # fmt: skip
+SHORT = replace(WANTED, schedule=replace(WANTED.schedule, rounds=8, every=4))
+# mallory learns what she does not mean: nothing that is learned can help
+SPEAKERS = {
+    "ann": (13, ("mhl", "mhl")),
+    "bob": (13, ("hlm", "hlm")),
+    "mallory": (13, ("mhl", "lmh")),
+    "eve": (2, ("lmh", "lmh")),
+}
+Speak = Callable[[Path, Mapping[str, tuple[int, tuple[str, str]]]], Path]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished run in ``folder / "run"``."""
+
+    folder: Path
+    corpus: Corpus
+    report: Report
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "run" / "voices"
+
+    def of(self, speaker: str) -> Corpus:
+        return self.corpus.where(lambda u: u.speaker == speaker)
+
+
+@dataclass
+class Listener:
+    """A watcher that keeps what it is told, and is interrupted at a note that begins like that."""
+
+    stop: str | None = None
+
+    def __post_init__(self) -> None:
+        self.notes: list[str] = []
+        self.stages: dict[str, tuple[int, int]] = {}
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        if self.stop is not None and text.startswith(self.stop):
+            raise KeyboardInterrupt
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        self.stages[stage] = done, total
+
+    def step(self, line: Mapping[str, float], epochs: int, left: float | None) -> None:
+        raise AssertionError("that is of training a whole model")
+
+
+@pytest.fixture(scope="module")
+def manifest(speak: Speak, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speak(tmp_path_factory.mktemp("speech") / "speech.jsonl", SPEAKERS)
+
+
+@pytest.fixture(scope="module")
+def corpus(manifest: Path) -> Corpus:
+    return open_corpus(manifest)
+
+
+@pytest.fixture(scope="module")
+def job(base: Path, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("job")
+    return Job(folder, corpus, personalize(base, corpus, folder / "run", WANTED))
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[OwnerTraining]]:
+    """All that is trained."""
+    made: list[OwnerTraining] = []
+
+    def make(*args: Any, **more: Any) -> OwnerTraining:
+        made.append(OwnerTraining(*args, **more))
+        return made[-1]
+
+    monkeypatch.setattr(recipe, "OwnerTraining", make)
+    yield made
+
+
+def same_voice(ours: Voice, theirs: Voice) -> None:
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for where, tensor in ours.tensors.items():
+        assert_close(tensor, theirs.tensors[where], rtol=1e-4, atol=1e-5, msg=str(where))
+    assert (ours.method, ours.base, ours.tokenizer) == (theirs.method, theirs.base, theirs.tokenizer)
+
+
+def test_voices_that_help_are_kept(job: Job) -> None:
+    outcomes = {o.speaker: o for o in job.report.outcomes}
+    assert [name for name, o in outcomes.items() if o.kept] == ["ann", "bob"]
+    assert outcomes["bob"].after.wer < outcomes["bob"].before.wer / 2
+    assert "the utterances that choose" in outcomes["mallory"].why and outcomes["mallory"].voice is None
+    assert list(job.report.left_out) == ["eve"]
+    store = Store(job.store)
+    assert {e.name: e.hash for e in store.entries()} == {n: outcomes[n].voice for n in ("ann", "bob")}
+    card = store.get("bob").card
+    assert (card["speaker"], card["licence"], card["shared"]) == ("bob", "CC0-1.0", False)
+    assert card["metrics"]["wer"] == outcomes["bob"].after.wer and card["seconds"] > 1
+
+
+def test_the_report_says_what_came_out(job: Job) -> None:
+    run = job.folder / "run"
+    said = json.loads((run / "report.json").read_text())
+    assert said == json.loads(json.dumps(job.report.as_dict()))
+    t, rows = said["totals"], {row["speaker"]: row for row in said["speakers"]}
+    assert (t["speakers"], t["kept"]) == (4, 2)
+    errors = sum(r["words"] * (r["wer_after"] if r["kept"] else r["wer_before"]) for r in rows.values())
+    assert t["wer_after"] == pytest.approx(errors / sum(r["words"] for r in rows.values()))
+    assert t["wer_after"] < t["wer_before"]
+    assert said["settings"]["base"] == Store(job.store).get("ann").base
+    text = (run / "report.md").read_text()
+    assert text == job.report.text() and text.startswith("# 2 of 4 speakers have a voice of their own\n")
+    assert "| bob | " in text and "| eve |  |  |  |  | no: 2 utterances: too few" in text
+    split = json.loads((run / "split.json").read_text())
+    assert split["ann"]["test"] == ["ann-2", "ann-3", "ann-4"] and "eve" not in split
+
+
+def test_one_speaker_has_in_the_singular(job: Job) -> None:
+    one = replace(job.report, totals=job.report.totals | {"kept": 1, "speakers": 1})
+    assert one.headline() == "1 of 1 speakers has a voice of their own"
+
+
+def test_names_cannot_break_the_table(job: Job) -> None:
+    odd = replace(job.report, outcomes=[replace(job.report.outcomes[0], speaker="a|b\n\x1b[2J")], left_out={})
+    last = odd.text().splitlines()[-1]
+    assert last.startswith("| a\\|b\\n\\x1b[2J | ") and odd.table()[1][0][0] == "a|b\\n\\x1b[2J"
+
+
+def test_what_it_reports_is_what_evaluation_measures(job: Job, base: Path) -> None:
+    """With the voices of the store on the utterances that report: the same counts and losses."""
+    split = json.loads((job.folder / "run" / "split.json").read_text())
+    for outcome in job.report.outcomes:
+        if not outcome.kept:
+            continue
+        test = job.corpus.subset([i for i, u in enumerate(job.corpus) if u.id in split[outcome.speaker]["test"]])
+        served = serve_speakers(base, test, size=None, voice=None, store=str(job.store), tenant="default")
+        found = evaluate(served.voiced.variant.recogniser, test, owned=served.owned)
+        assert [c.errors for c in found.words.counts] == outcome.after.errors
+        assert [c.errors for c in found.characters.counts] == outcome.after.character_errors
+        assert found.nats == pytest.approx(outcome.after.nats, rel=1e-3, abs=1e-3)
+        bare = evaluate(served.voiced.variant.recogniser, test)
+        assert [c.errors for c in bare.words.counts] == outcome.before.errors
+        assert {r.hash for r in served.voiced.receipts} == {outcome.voice}
+
+
+def test_one_job_for_each_speaker_is_one_job_for_all(job: Job, base: Path, tmp_path: Path) -> None:
+    for speaker in ("ann", "bob"):
+        personalize(base, job.of(speaker), tmp_path / speaker, WANTED)
+        same_voice(Store(tmp_path / speaker / "voices").get(speaker), Store(job.store).get(speaker))
+
+
+def test_waves_make_the_same_voices_and_go_on_where_they_stopped(
+    job: Job, base: Path, tmp_path: Path, trainings: list[OwnerTraining]
+) -> None:
+    small = replace(WANTED, memory=200_000)
+    first = Listener(stop="wave 2 of 3")
+    with pytest.raises(KeyboardInterrupt):
+        personalize(base, job.corpus, tmp_path / "run", small, watcher=first)
+    assert first.notes == ["wave 1 of 3: 1 speaker, ann", "wave 2 of 3: 1 speaker, bob"]
+    assert first.stages["wave 1 of 3: training"][0] == first.stages["wave 1 of 3: training"][1]
+    assert [t.bank.owners for t in trainings] == [("ann",)]
+    with (tmp_path / "run" / "speakers.jsonl").open("a") as lines:
+        lines.write('{"speaker": "bob", "ke')  # killed while it wrote
+    report = personalize(base, job.corpus, tmp_path / "run", small)
+    assert [t.bank.owners for t in trainings] == [("ann",), ("bob",), ("mallory",)]
+    for ours, theirs in zip(report.outcomes, job.report.outcomes, strict=True):
+        assert (ours.speaker, ours.kept, ours.round) == (theirs.speaker, theirs.kept, theirs.round)
+        assert ours.others == pytest.approx(theirs.others, rel=1e-3), "measured on others of the same wave only"
+        assert (ours.before.errors, ours.after.errors) == (theirs.before.errors, theirs.after.errors)
+        if ours.kept:
+            same_voice(Store(tmp_path / "run" / "voices").get(ours.speaker), Store(job.store).get(ours.speaker))
+    again = personalize(base, job.corpus, tmp_path / "run", small)
+    assert again == report and len(trainings) == 3
+
+
+def test_memory_that_holds_nobody(job: Job, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--memory: 0.0954 MiB do not hold ann's speech and submodel, .*; give more"):
+        personalize(base, job.corpus, tmp_path / "run", replace(WANTED, memory=100_000))
+
+
+def test_a_line_that_was_cut_off_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    keep_whole_lines(path)
+    for text, kept in (("a\nb\nc", "a\nb\n"), ("a\n", "a\n"), ("a", ""), ("", "")):
+        path.write_text(text)
+        keep_whole_lines(path)
+        assert path.read_text() == kept
+
+
+def test_a_folder_of_another_run_is_refused(job: Job, base: Path) -> None:
+    run = job.folder / "run"
+    before = {p: p.read_bytes() for p in run.glob("*.json*")}
+    for wanted, corpus in ((replace(WANTED, seed=1), job.corpus), (WANTED, job.of("ann"))):
+        with pytest.raises(UsageError, match=r"personalize.json is of a run with other settings.*another --output"):
+            personalize(base, corpus, run, wanted)
+    # another field of the same rows, which a corpus's fingerprint does not tell
+    moved = open_corpus(
+        [replace(u, extra={"part": "test" if u.id == "ann-0" else u.extra["part"]}) for u in job.corpus]
+    )
+    with pytest.raises(UsageError, match=r"split.json is of a run with other"):
+        personalize(base, moved, run, WANTED)
+    assert before == {p: p.read_bytes() for p in run.glob("*.json*")}
+
+
+def test_a_folder_that_cannot_be_written(job: Job, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match="cannot be written"):
+        personalize(base, job.corpus, tmp_path / "file" / "run", WANTED)
+
+
+def test_weights_are_in_the_store_alone_and_gone_when_removed(job: Job, base: Path, tmp_path: Path) -> None:
+    run, cache = tmp_path / "run", Path(os.environ["MANYVOICE_CACHE"])
+    personalize(base, job.corpus, run, SHORT)
+    store = Store(run / "voices")
+    voice = store.get("ann")
+    served = serve_speakers(base, job.of("ann"), size=None, voice=None, store=str(run / "voices"), tenant="default")
+    evaluate(served.voiced.variant.recogniser, job.of("ann"), owned=served.owned)
+    needles = [t.contiguous().numpy().tobytes() for t in voice.tensors.values() if t.abs().sum() > 0]
+    needles = [n[k : k + 32] for n in needles for k in range(0, len(n) - 31, 32) if any(n[k : k + 32])]
+
+    def holding() -> list[str]:
+        files = [p for folder in (run, cache) for p in folder.rglob("*") if p.is_file()]
+        return [p.name for p in files if any(n in p.read_bytes() for n in needles)]
+
+    assert holding() == [f"{voice.hash}.safetensors"]
+    assert store.remove("ann") and holding() == []
+    assert [o.speaker for o in personalize(base, job.corpus, run, SHORT).outcomes if o.kept][0] == "ann"
+    assert holding() == [], "a finished run brings a removed voice back"
+
+
+def test_each_speaker_gets_the_best_of_several_rates(
+    job: Job, base: Path, tmp_path: Path, trainings: list[OwnerTraining]
+) -> None:
+    rates = (1e-9, 2e-2, 1e-3)
+    report = personalize(base, job.corpus, tmp_path / "run", replace(SHORT, lrs=rates))
+    (training,) = trainings
+    assert training.bank.owners[:3] == ("ann", "ann at 0.02", "ann at 0.001") and len(training.bank.owners) == 9
+    for k, outcome in enumerate(report.outcomes):
+        nats = [training.best[1 + 3 * k + j].nats for j in range(3)]
+        assert outcome.choose_nats[1] == min(nats) and outcome.lr == rates[nats.index(min(nats))]
+    assert report.outcomes[0].lr == 2e-2
+    voice = Store(tmp_path / "run" / "voices").get("ann")
+    for where, tensor in training.bank.take(2).items():
+        assert_close(voice.tensors[where], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rates", [(1e-3, 1e-3), (1e-3, 0.0)])
+def test_rates_that_cannot_be(rates: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="must be above 0 and no two the same"):
+        Personalisation(lrs=rates)
+
+
+def test_general_speech_is_learned_from_and_measures(
+    job: Job, base: Path, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainings: list[OwnerTraining]
+) -> None:
+    general, both = open_corpus(tones), job.of("ann") + job.of("bob")
+    asked: set[int] = set()
+    collate = Collator.__call__
+
+    def spy(self: Collator, indices: Any, epoch: int = 0) -> Batch:
+        if len(self.corpus) == len(both) + len(general):
+            asked.update(int(i) for i in indices)
+        return collate(self, indices, epoch)
+
+    monkeypatch.setattr(Collator, "__call__", spy)
+    report = personalize(base, both, tmp_path / "with", SHORT, general=general)
+    rows = range(len(both), len(both) + len(general))
+    measuring = {rows[0], rows[10]}
+    for said in trainings[0].speech:
+        assert set(said.replay) == set(rows) - measuring
+    assert trainings[0].schedule.replayed == 1, "a quarter of four"
+    replayed = asked - measuring - set(range(len(both)))
+    assert len(replayed) >= 8 and replayed < set(rows) and measuring <= asked
+    alone = personalize(base, both, tmp_path / "without", SHORT)
+    ours, theirs = (Store(tmp_path / name / "voices").get("ann") for name in ("with", "without"))
+    assert any((t - theirs.tensors[where]).abs().max() > 1e-3 for where, t in ours.tensors.items())
+    assert report.outcomes[0].others != alone.outcomes[0].others, "measured on each other"
+
+
+def test_general_speech_must_be_others_and_of_the_base_alphabet(job: Job, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="general: 13 of its utterances, such as ann-0, are of the speakers"):
+        personalize(base, job.corpus, tmp_path / "run", SHORT, general=job.of("ann"))
+    foreign = open_corpus([replace(job.corpus[0], id="other", text="low down")])
+    with pytest.raises(CorpusError, match="unknown characters: 'down'"):
+        personalize(base, job.corpus, tmp_path / "run", SHORT, general=foreign)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_voice_that_forgets_is_refused(job: Job, base: Path, tones: Path, tmp_path: Path) -> None:
+    for general in (None, open_corpus(tones)):
+        run = tmp_path / ("others" if general is None else "general")
+        report = personalize(base, job.corpus, run, replace(SHORT, worse=-1), general=general)
+        assert not any(o.kept for o in report.outcomes) and report.totals["wer_after"] == report.totals["wer_before"]
+        assert all("the loss on speech of others grew by" in o.why for o in report.outcomes)
+        assert not (run / "voices").exists()
+
+
+@pytest.mark.parametrize(
+    "nats,errors,others,found",
+    [
+        ((2.0, 1.0), ([1, 2], [2, 1]), 0.1, []),
+        ((2.0, 2.0), ([1], [0]), None, ["no better than the base on the utterances that choose"]),
+        ((2.0, 1.0), ([1, 0], [1, 1]), None, ["more wrong words than the base on the utterances that choose"]),
+        ((2.0, 1.0), ([1], [1]), 0.25, ["the loss on speech of others grew by 25%, more than the 10% allowed"]),
+    ],
+)
+def test_reasons(nats: Any, errors: Any, others: float | None, found: list[str]) -> None:
+    assert reasons_against(nats, errors, others, 0.1) == found
+
+
+def test_nobody_to_personalise_for(job: Job, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nobody has enough speech: eve has 2 utterances: too few"):
+        personalize(base, job.of("eve"), tmp_path / "run", SHORT)
+    with pytest.raises(CorpusError, match="no row of the manifest has 'dialect'"):
+        personalize(base, job.corpus, tmp_path / "run", replace(SHORT, by="dialect"))
+    listener = Listener()
+    bare = open_corpus([replace(u, speaker=None) if u.speaker == "ann" else u for u in job.corpus])
+    personalize(base, bare, tmp_path / "run", SHORT, watcher=listener, dry_run=True)
+    assert listener.notes == ["13 of 41 utterances do not say their 'speaker' and are left out"]
+
+
+def test_a_dry_run_says_who_and_writes_nothing(job: Job, base: Path, tmp_path: Path) -> None:
+    for output in (tmp_path / "run", job.folder / "run"):
+        plan = personalize(base, job.corpus, output, SHORT, dry_run=True)
+        assert plan.planned == dict.fromkeys(("ann", "bob", "mallory"), (8, 2, 3)) and plan.outcomes == []
+    assert not (tmp_path / "run").exists()
+    assert plan.headline() == "3 of 4 speakers have enough speech for a voice"
+    assert "| ann | 8 | 2 | 3 |  |" in plan.text() and "| eve |  |  |  | 2 utterances: too few" in plan.text()
+
+
+@pytest.mark.parametrize("method", ["generated", "mixture"])
+def test_methods_that_share_are_sent_elsewhere(method: str, job: Job, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"method {method}: its voices share tensors"):
+        personalize(base, job.corpus, tmp_path / "run", replace(SHORT, method=method, settings={}))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_voices_of_one(base: Path, manifest: Path, tmp_path: Path) -> None:
+    words = ["personalize", base, manifest, "--part", "part", "--rounds", 20, "--lr", 2e-2, "--worse", 1e9, "--json"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = Path(__file__).with_name("launch.py")
+    found = {}
+    for name, start in (("one", []), ("two", launcher)):
+        command = [sys.executable, *start, script, *words, "-o", tmp_path / name]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=110)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(done.stdout)  # one document, from the first process
+    assert (tmp_path / "two" / "speakers-1.jsonl").exists()
+    kept = [o["speaker"] for o in found["one"]["speakers"] if o["kept"]]
+    assert kept == [o["speaker"] for o in found["two"]["speakers"] if o["kept"]] and len(kept) >= 2
+    for speaker in kept:
+        same_voice(*(Store(tmp_path / name / "voices").get(speaker) for name in ("one", "two")))
+    assert found["one"]["totals"]["wer_after"] == found["two"]["totals"]["wer_after"]

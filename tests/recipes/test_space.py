@@ -1,0 +1,279 @@
+"""Speakers who whistle words each in a key of their own: a space of them holds speakers that it has never heard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from manyvoice.data.collate import Collator, HeldFeatures
+from manyvoice.data.features import LogMel
+from manyvoice.data.manifest import ArrayAudio, Corpus, Utterance, open_corpus
+from manyvoice.data.tokens import train_tokenizer
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.errors import UsageError, VoiceError
+from manyvoice.models.load import build_model
+from manyvoice.recipes.enrol import Enrolled, Enrolment, enrol
+from manyvoice.recipes.space import Difference, Learning, Space, SpaceTraining, read_report, train_space
+from manyvoice.recipes.speakers import Split
+from manyvoice.recipes.transcribe import Recording
+from manyvoice.recipes.variant import whole_variant
+from manyvoice.recipes.voices import remove_voices
+from manyvoice.submodels.bank import Bank
+from manyvoice.submodels.generator import Generator, own_of
+from manyvoice.submodels.store import Store
+from manyvoice.train.objective import ctc
+from manyvoice.train.owners import Schedule
+from manyvoice.types import Seconds
+
+RATE = 16_000
+TONES = {"low": 300.0, "mid": 900.0, "high": 2400.0}
+KEYS = [-0.5, -0.4, -0.3, -0.15, 0.15, 0.25, 0.35, 0.5]  # octaves
+LEARNING = Learning(rounds=20, masks=False)
+
+
+def whistled(speaker: str, key: float, count: int, seed: int) -> list[Utterance]:
+    """Utterances of two words, each a tone, ``key`` octaves higher than the base knows them."""
+    rng = np.random.default_rng(seed)
+    t_N = np.arange(3200) / RATE
+    found = []
+    for i in range(count):
+        words = [str(w) for w in rng.choice(list(TONES), size=2)]
+        tones = [0.3 * np.sin(2 * np.pi * TONES[w] * 2**key * t_N) * np.hanning(len(t_N)) for w in words]
+        samples_N = np.concatenate([np.concatenate([tone, np.zeros(1600)]) for tone in tones])
+        samples_N += rng.normal(0, 0.003, len(samples_N))
+        audio = ArrayAudio(samples_N.astype(np.float32), RATE)
+        seconds = Seconds(len(samples_N) / RATE)
+        found.append(
+            Utterance(id=f"{speaker}-{i}", audio=audio, duration=seconds, text=" ".join(words), speaker=speaker)
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, int]) -> Path:
+    """A recogniser of the words as they are, and little else."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(TONES, "words")
+        model, family = build_model("tiny", tiny_settings, vocabulary=len(tokenizer), blank=tokenizer.blank)
+        recogniser = Recogniser(model, family, tokenizer, LogMel.build(family.features(model)))
+        corpus = open_corpus([u for k in range(5) for u in whistled(f"b{k}", 0.06 * (k - 2), 8, k)])
+        held = HeldFeatures(corpus, recogniser.log_mel, range(len(corpus)))
+        collate = Collator(corpus, held, [tokenizer.encode(t) for t in corpus.texts()])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        model.train()
+        for step in range(80):
+            loss = ctc(model, collate(np.random.default_rng(step).choice(len(corpus), 12, replace=False)))
+            (loss.total / loss.weight).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("whistles") / "base"
+    recogniser.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def space(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a space of eight speakers."""
+    corpus = open_corpus([u for k, key in enumerate(KEYS) for u in whistled(f"s{k}", key, 8, 100 + k)])
+    wanted = SpaceTraining(
+        settings={"dim": 3, "rank": 4}, split=Split(choose=1, test=1), masks=False,
+        schedule=Schedule(rounds=30, utterances=4, seconds=Seconds(10.0), lr=2e-2, shared_lr=1e-2, every=10),
+    )  # fmt: skip
+    return train_space(base, corpus, tmp_path_factory.mktemp("space"), wanted).parent
+
+
+def stranger(key: float = 0.3, count: int = 6) -> Corpus:
+    """Somebody between the speakers of the space."""
+    return open_corpus(whistled("new", key, count, 777))
+
+
+def run(base: Path, space: Path, corpus: Corpus | list[Recording], place: Path, **wanted: object) -> Enrolled:
+    chosen = Enrolment(**({"learning": LEARNING} | wanted))  # type: ignore[arg-type]
+    return enrol(base, space, "new", corpus, store=Store(place), wanted=chosen)
+
+
+def nats(base: Path, corpus: Corpus, place: Path) -> tuple[float, float]:
+    """Of fresh utterances on the base, and with the voice that the store has."""
+    variant = whole_variant(Recogniser.load(base))
+    voice = variant.check(Store(place).get("new"))
+    bank = Bank(variant.anatomy, voice.method, ["new"], empty=True)
+    bank.put(1, voice.tensors)
+    found = Space.evaluate
+    features = HeldFeatures(corpus, variant.recogniser.log_mel, range(len(corpus)))
+    rows = range(len(corpus))
+    holder = type("Holder", (), {"variant": variant})()
+    sides = [sum(found(holder, corpus, features, bank, rows, [row] * len(corpus)).nats) for row in (0, 1)]
+    return sides[0], sides[1]
+
+
+def test_a_space_says_what_it_is_worth(space: Path) -> None:
+    report, generator = read_report(space), Generator.read(space)
+    assert report["hash"] == generator.hash and report["speakers"] == [f"s{k}" for k in range(8)]
+    assert report["measured"]["interval_over_speakers"][1] < 0, "its own speakers gain"
+    assert report["choose_nats"][-1][1] < report["choose_nats"][0][1]
+    assert report["predictor"]["speakers"] == 8 and report["predictor"]["r2"] > 0.2
+    assert generator.card["speakers"] == 8 and report["numbers_per_voice"] == len(generator.mean) == 4
+
+
+@pytest.mark.parametrize("how", ["predict", "learn"])
+def test_a_speaker_nobody_has_heard_gets_a_voice(how: str, base: Path, space: Path, tmp_path: Path) -> None:
+    found = run(base, space, stranger(), tmp_path, how=how)
+    assert found.voice is not None and found.verified is not None and found.verified.relative < -0.2
+    before, after = nats(base, open_corpus(whistled("new", 0.3, 6, 4321)), tmp_path)
+    assert after < 0.8 * before
+    card = Store(tmp_path).get("new").card
+    assert card["made_by"] == {"predict": "embedding predicted", "learn": "embedding learned"}[how]
+    assert card["space"] == Generator.read(space).hash and card["shared"] is True and card["speaker"] == "new"
+    assert card["seconds"] == pytest.approx(3.6) and card["verified"]["relative_nats"] == found.verified.relative
+    (removed,) = remove_voices(Store(tmp_path), ["new"], "default")
+    assert removed["gone"] and "does not unlearn" in removed["note"]
+
+
+def test_prediction_tells_speakers_apart(base: Path, space: Path) -> None:
+    """The mean voice is better than the base for all of them; one's own place is better still."""
+    loaded = Space.load(base, space)
+    people = {"low": stranger(-0.45), "high": stranger(0.45)}
+    bank = loaded.bank(["mean", *people])
+    own, losses = {}, {}
+    for row, (name, corpus) in enumerate(people.items(), start=2):
+        features = HeldFeatures(corpus, loaded.variant.recogniser.log_mel, range(len(corpus)))
+        own[name] = loaded.predict([features.of(i, 0) for i in range(3)])
+        loaded.generator.place(bank, row, own[name])
+        rest = [3, 4, 5]
+        losses[name] = [sum(loaded.evaluate(corpus, features, bank, rest, [r] * 3).nats) for r in (0, 1, row)]
+    assert not np.allclose(own["low"], own["high"], atol=0.1 * loaded.generator.spread)
+    base_nats, mean_nats, own_nats = np.sum(list(losses.values()), axis=0)
+    assert own_nats < mean_nats < base_nats
+
+
+def test_sound_alone_is_enough_and_verifies_nothing(base: Path, space: Path, tmp_path: Path) -> None:
+    samples_N = np.concatenate([u.audio.read(RATE) for u in stranger(count=8)])
+    found = run(base, space, [Recording("ann.wav", lambda rate: samples_N)], tmp_path)
+    assert found.made_by == "embedding predicted" and found.verified is None
+    assert "nothing was verified" in found.text() and Store(tmp_path).get("new").card["verified"] is None
+    before, after = nats(base, stranger(), tmp_path)
+    assert after < before
+    with pytest.raises(UsageError, match=r"0\.6 s of sound; a voice is predicted from 2 s or more"):
+        run(base, space, [Recording("ann.wav", lambda rate: samples_N[:9600])], tmp_path)
+    with pytest.raises(UsageError, match="sound alone cannot be learned from"):
+        run(base, space, [Recording("ann.wav", lambda rate: samples_N)], tmp_path, refine=True)
+
+
+def misled(space: Path, folder: Path) -> Path:
+    """The space with a predictor that sends everybody to one far place."""
+    read = Generator.read(space)
+    assert read.predictor is not None
+    far = read.mean - 40 * read.spread
+    predictor = replace(read.predictor, weights=np.zeros_like(read.predictor.weights), mean=far)
+    return replace(read, predictor=predictor).write(folder).parent
+
+
+def test_a_prediction_that_does_not_help_gives_way_to_learning(base: Path, space: Path, tmp_path: Path) -> None:
+    wrong = misled(space, tmp_path / "wrong")
+    found = run(base, wrong, stranger(), tmp_path / "a")
+    assert found.predicted is not None and found.predicted.relative > 0 and found.made_by == "embedding learned"
+    assert any("learned instead" in line for line in found.said) and found.voice is not None
+    refused = run(base, wrong, stranger(), tmp_path / "b", how="predict")
+    assert refused.voice is None and "nothing was stored" in refused.text()
+    assert not (tmp_path / "b").exists()
+
+
+def test_one_utterance_is_enough_to_learn_from(base: Path, space: Path, tmp_path: Path) -> None:
+    found = run(base, space, stranger(count=1), tmp_path, refine=False)
+    assert found.made_by == "embedding learned" and found.verified is None and found.voice is not None
+    assert "nothing was verified" in found.text()
+    before, after = nats(base, open_corpus(whistled("new", 0.3, 6, 4321)), tmp_path)
+    assert after < before, "the prior holds one utterance back"
+    with pytest.raises(UsageError, match="two to refine"):
+        run(base, space, stranger(count=1), tmp_path, refine=True)
+
+
+def test_a_refined_voice_starts_from_the_space(base: Path, space: Path, tmp_path: Path) -> None:
+    refining = Schedule(rounds=10, lr=3e-3, every=5)
+    found = run(base, space, stranger(count=8), tmp_path, refine=True, refining=refining)
+    assert found.refined is not None and found.refined < 0
+    card = Store(tmp_path).get("new").card
+    assert card["refined"] is True and card["refined_rounds"] in (5, 10) and card["shared"] is True
+    plain = run(base, space, stranger(count=8), tmp_path / "plain")
+    assert found.voice != plain.voice
+    still = run(base, space, stranger(count=8), tmp_path / "s", refine=True, refining=replace(refining, lr=0.0))
+    assert "stays as it was" in still.text() and "refined" not in Store(tmp_path / "s").get("new").card
+
+
+@pytest.fixture
+def double(base: Path, space: Path) -> Space:
+    """In double precision, so that equal is equal."""
+    recogniser = Recogniser.load(base, dtype=torch.float64)
+    variant = whole_variant(recogniser)
+    return Space(variant, replace(Generator.read(space), base=variant.base))
+
+
+def test_a_learned_voice_that_is_stored_is_the_live_one(double: Space) -> None:
+    corpus = stranger()
+    features = HeldFeatures(corpus, double.variant.recogniser.log_mel, range(len(corpus)))
+    bank = double.learn(corpus, features, {"new": [0, 1, 2]}, LEARNING)
+    assert all(torch.equal(p, double.generator.shared[w].double()) for w, p in bank.shared.items())
+    voice = double.generator.voice(bank, 1, {})
+    alone = Bank(double.variant.anatomy, voice.method, ["new"], empty=True, dtype=torch.float64)
+    alone.put(1, voice.tensors)
+    rows = [3, 4, 5]
+    live, stored, bare = (
+        double.evaluate(corpus, features, one, rows, [row] * 3).nats for one, row in ((bank, 1), (alone, 1), (bank, 0))
+    )
+    np.testing.assert_allclose(live, stored, rtol=1e-9)
+    assert not np.allclose(live, bare, rtol=1e-3)
+
+
+def test_speakers_learn_together_as_alone(double: Space) -> None:
+    corpus = stranger() + open_corpus(whistled("other", -0.2, 3, 5))
+    features = HeldFeatures(corpus, double.variant.recogniser.log_mel, range(len(corpus)))
+    speech = {"new": [0, 1, 2], "other": [6, 7, 8]}
+    few = replace(LEARNING, rounds=6)
+    together = own_of(double.learn(corpus, features, speech, few))
+    for row, (name, rows) in enumerate(speech.items()):
+        alone = own_of(double.learn(corpus, features, {name: rows}, few))[0]
+        torch.testing.assert_close(together[row], alone, rtol=1e-8, atol=1e-10)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_the_prior_draws_to_the_mean(double: Space) -> None:
+    corpus = stranger()
+    features = HeldFeatures(corpus, double.variant.recogniser.log_mel, range(len(corpus)))
+    moved = []
+    for prior in (0.0, 1.0, 1e6):
+        bank = double.learn(corpus, features, {"new": [0]}, replace(LEARNING, prior=prior))
+        moved.append(float(np.linalg.norm(own_of(bank).detach().numpy()[0] - double.generator.mean)))
+    assert moved[0] > moved[1] > 10 * moved[2]
+
+
+def test_an_interval_is_of_pairs() -> None:
+    base = np.asarray([5.0, 50.0, 500.0, 20.0, 90.0, 10.0])
+    same = Difference.of(base, base)
+    assert same.relative == 0 and same.interval == (0, 0) and not same.better
+    better = Difference.of(0.9 * base, base)
+    assert better.relative == pytest.approx(-0.1) and better.interval == pytest.approx((-0.1, -0.1)) and better.better
+    assert not Difference.of(0.9 * base[:4], base[:4]).better, "four may all be better by luck"
+    mixed = Difference.of(base * [0.5, 1.4, 1, 0.7, 1.2, 0.8], base)
+    assert mixed.interval[0] < mixed.relative < mixed.interval[1] and not mixed.better
+
+
+def test_what_cannot_be_a_space_is_refused(base: Path, space: Path, tmp_path: Path) -> None:
+    few = open_corpus([u for k in range(3) for u in whistled(f"s{k}", 0.0, 4, k)])
+    with pytest.raises(UsageError, match="3 speakers with three utterances or more: a space wants 4"):
+        train_space(base, few, tmp_path)
+    with pytest.raises(UsageError, match="share nothing"):
+        train_space(base, few, tmp_path, SpaceTraining(method="adapter"))
+    changed = json.loads((base / "config.json").read_text())
+    assert changed["model_type"]
+    read = Generator.read(space)
+    with pytest.raises(VoiceError, match="was made for the base"):
+        Space(whole_variant(Recogniser.load(base)), replace(read, base="0" * 64))
+    with pytest.raises(UsageError, match="has no predictor"):
+        Space(whole_variant(Recogniser.load(base)), replace(read, predictor=None)).predict([torch.zeros(50, 80)])
