@@ -18,7 +18,7 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.subnet import uniform, whole
 from manyvoice.models.batchnorm import masked_norms
 from manyvoice.models.load import build_model
-from manyvoice.recipes.card import Provenance, write_derived_card
+from manyvoice.recipes.card import Data, Provenance, versions, write_derived_card
 from manyvoice.recipes.sizes import Size, write_size
 from manyvoice.train.objective import ctc_per_utterance, scores_of
 
@@ -67,8 +67,9 @@ def base(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for subnet, macs in ((whole(anatomy), 2.0), (uniform(anatomy, "40", [0, 2], {"head": 2, "ff_chunk": 3}), 1.0)):
         costs = {"layer_macs": macs, "macs": macs, "parameters": 1}
         write_size(made, Size(subnet=subnet, statistics=None, document={}), {"costs": costs, "results": {}})
-    nothing = Provenance(data=(), run={}, command=None, seed=0, base=None, checkpoint="", versions={})
-    write_derived_card(folder, made, asdict(nothing) | {"fingerprint": made.fingerprint()}, results={}, command="")
+    data = (Data.of("train", str(tones), corpus, "CC0-1.0"),)
+    known = Provenance(data=data, run={}, command=None, seed=0, base=None, checkpoint="", versions=versions())
+    write_derived_card(folder, made, asdict(known) | {"fingerprint": made.fingerprint()}, results={}, command="")
     return folder
 
 

@@ -62,8 +62,8 @@ class Personalisation:
         lrs: rates to choose from; each speaker trains once with each, all together.
         masks: SpecAugment while learning.
         sizes: train while a supernet's sizes are sampled, so that voices work on all of them.
-        replay: share of an owner's step that is speech of others.  worse: a voice that makes the loss on others'
-            speech larger by this share is not kept.
+        replay: utterances of general speech in a step, as a share of the owner's own.  worse: a voice that makes the
+            loss on general speech larger by this share is not kept.
         memory: bytes that a bank in training may take; more speakers are trained in waves.
         tenant: in the store.
     """
@@ -86,6 +86,13 @@ class Personalisation:
     def __post_init__(self) -> None:
         if len({f"{lr:g}" for lr in self.lrs}) < len(self.lrs) or any(lr <= 0 for lr in self.lrs):
             raise UsageError(f"lrs = {list(self.lrs)}: must be above 0 and no two the same; name each rate once")
+        if self.schedule.rounds < 1 or self.schedule.lr <= 0:
+            raise UsageError(
+                f"schedule.rounds = {self.schedule.rounds}: must be 1 or more, and schedule.lr = {self.schedule.lr} above "
+                f"0; {Schedule.rounds} and {Schedule.lr:g} are usual"
+            )
+        if self.replay < 0:
+            raise UsageError(f"replay = {self.replay}: must be 0 or more; {Personalisation.replay} is usual")
 
 
 def personalize(
@@ -104,7 +111,7 @@ def personalize(
     Under torchrun each process trains its share of the speakers.
 
     Args: store: ``output/voices`` if not given.  general: speech of others that a voice must not forget, to learn from
-        and to be measured on; without it other speakers of the manifest measure.  dry_run: see who has enough speech;
+        and to be measured on; without it other speakers of the manifest measure, and no voice is refused for that.  dry_run: see who has enough speech;
         nothing is trained or written.
     Raises: UsageError if the folder is of another run; CorpusError for a manifest without speakers, with bad rows, or
         with texts that the base cannot write; WorkError if a speaker's loss is not finite, or the folder cannot be
