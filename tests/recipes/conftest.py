@@ -77,7 +77,7 @@ def base(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def speak(tmp_path_factory: pytest.TempPathFactory, speak_tones: Callable[[Path, int, int], Path]) -> Speak:
     """Writes a manifest of speakers to whom tones mean other words: ``speak(path, {"ann": (9, ("mhl", "mhl"))})``.
 
-    Of each speaker's rows ``part`` says two to choose, three to test and the others to adapt, whose words may differ.
+    Of each speaker's rows ``part`` says four to choose, four to test and the others to adapt, whose words may differ.
     """
     spoken = speak_tones(tmp_path_factory.mktemp("speech") / "speech", 60, 1)
     heard = [json.loads(line) for line in spoken.read_text().splitlines()]
@@ -88,7 +88,7 @@ def speak(tmp_path_factory: pytest.TempPathFactory, speak_tones: Callable[[Path,
         for name, (count, meant) in speakers.items():
             for k in range(count):
                 row = next(left)
-                part = "choose" if k < 2 else "test" if k < 5 else "adapt"
+                part = "choose" if k < 4 else "test" if k < 8 else "adapt"
                 words = dict(zip(WORDS, (letters[c] for c in meant[part != "adapt"]), strict=True))
                 row |= {"audio_filepath": str(spoken.parent / row["audio_filepath"]), "id": f"{name}-{k}"}
                 row |= {"speaker": name, "part": part, "text": " ".join(words[w] for w in row["text"].split())}

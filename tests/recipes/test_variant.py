@@ -33,7 +33,7 @@ from manyvoice.train.owners import OwnerTraining, Schedule
 
 WANTED = Personalisation(
     settings={"rank": 4, "scale": 1.0}, split=Split(field="part"), masks=False, worse=1e9, sizes=True,
-    schedule=Schedule(rounds=30, utterances=4, every=5, lr=2e-2),
+    schedule=Schedule(rounds=30, utterances=4, every=5, lr=3e-2),
 )  # fmt: skip
 NARROWED = ("ff1.up", "attention.out", "attention.query")
 Speak = Callable[[Path, Mapping[str, tuple[int, tuple[str, str]]]], Path]
@@ -42,7 +42,7 @@ Speak = Callable[[Path, Mapping[str, tuple[int, tuple[str, str]]]], Path]
 @pytest.fixture(scope="module")
 def corpus(speak: Speak, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("speech")
-    return open_corpus(speak(folder / "speech.jsonl", {"ann": (13, ("mhl", "mhl")), "bob": (13, ("hlm", "hlm"))}))
+    return open_corpus(speak(folder / "speech.jsonl", {"ann": (18, ("hml", "hml")), "bob": (18, ("hlm", "hlm"))}))
 
 
 @pytest.fixture(scope="module")

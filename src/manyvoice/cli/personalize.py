@@ -11,7 +11,7 @@ import yaml
 from rich.markup import escape
 
 from manyvoice.cli.console import Terminal, emit, table
-from manyvoice.errors import UsageError
+from manyvoice.errors import UsageError, WorkError
 
 
 def personalize(
@@ -60,11 +60,14 @@ def personalize(
         lrs=tuple(rates) if len(rates) > 1 else (), sizes=sizes, worse=worse, memory=parse_bytes(memory), seed=seed,
         tenant=tenant, licence=licence,
     )  # fmt: skip
-    with Terminal() as terminal:
-        report = run_job(
-            base, open_corpus(manifest), output, wanted, store=None if store is None else Store(store),
-            general=open_corpus(general) if general else None, watcher=terminal, dry_run=dry_run,
-        )  # fmt: skip
+    try:
+        with Terminal() as terminal:
+            report = run_job(
+                base, open_corpus(manifest), output, wanted, store=None if store is None else Store(store),
+                general=open_corpus(general) if general else None, watcher=terminal, dry_run=dry_run,
+            )  # fmt: skip
+    except KeyboardInterrupt as error:
+        raise WorkError("stopped; finished speakers are kept, the same command goes on with the others") from error
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun the first process speaks for all
     emit(report.as_dict(), as_json=as_json, text=f"{report.headline()}\n{report.sentence()}")

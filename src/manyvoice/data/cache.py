@@ -31,6 +31,13 @@ _INDEX, _DATA = "index.json", "data.bin"
 _BLOCK: Final = 1 << 24
 
 
+def user_cache(kind: str) -> Path:
+    """A folder for what can be made again: ``$MANYVOICE_CACHE/KIND``, or one in the user's cache folder."""
+    named = os.environ.get("MANYVOICE_CACHE")
+    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyvoice"
+    return base / kind
+
+
 @final
 class RaggedCache:
     """Rows by number; made by `build`, opened by `open`. Safe to fork and to pickle.

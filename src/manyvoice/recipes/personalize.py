@@ -86,11 +86,10 @@ class Personalisation:
     def __post_init__(self) -> None:
         if len({f"{lr:g}" for lr in self.lrs}) < len(self.lrs) or any(lr <= 0 for lr in self.lrs):
             raise UsageError(f"lrs = {list(self.lrs)}: must be above 0 and no two the same; name each rate once")
-        if self.schedule.rounds < 1 or self.schedule.lr <= 0:
-            raise UsageError(
-                f"schedule.rounds = {self.schedule.rounds}: must be 1 or more, and schedule.lr = {self.schedule.lr} above "
-                f"0; {Schedule.rounds} and {Schedule.lr:g} are usual"
-            )
+        for name, value, least in (("rounds", self.schedule.rounds, 1), ("lr", self.schedule.lr, 1e-12)):
+            if value < least:
+                usual = getattr(Schedule, name)
+                raise UsageError(f"schedule.{name} = {value}: must be {least:g} or more; {usual:g} is usual")
         if self.replay < 0:
             raise UsageError(f"replay = {self.replay}: must be 0 or more; {Personalisation.replay} is usual")
 
@@ -111,8 +110,8 @@ def personalize(
     Under torchrun each process trains its share of the speakers.
 
     Args: store: ``output/voices`` if not given.  general: speech of others that a voice must not forget, to learn from
-        and to be measured on; without it other speakers of the manifest measure, and no voice is refused for that.  dry_run: see who has enough speech;
-        nothing is trained or written.
+        and to be measured on; without it other speakers of the manifest measure, and no voice is refused for it.
+        dry_run: see who has enough speech; nothing is trained or written.
     Raises: UsageError if the folder is of another run; CorpusError for a manifest without speakers, with bad rows, or
         with texts that the base cannot write; WorkError if a speaker's loss is not finite, or the folder cannot be
         written.

@@ -7,7 +7,6 @@ another version is thrown away and made again without a word. What is removed is
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar, final
 
+from manyvoice.data.cache import user_cache
 from manyvoice.errors import VoiceError
 
 T = TypeVar("T")
@@ -62,9 +62,7 @@ class Entry:
 
 def index_of(url: str) -> Path:
     """Where the index of a store is kept: ``$MANYVOICE_CACHE/stores``, or the user's cache folder."""
-    named = os.environ.get("MANYVOICE_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyvoice"
-    return base / "stores" / f"{blake2b(url.encode(), digest_size=8).hexdigest()}.sqlite"
+    return user_cache("stores") / f"{blake2b(url.encode(), digest_size=8).hexdigest()}.sqlite"
 
 
 @final

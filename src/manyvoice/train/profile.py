@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
+from manyvoice.data.cache import user_cache
 from manyvoice.errors import UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -48,9 +49,7 @@ def name_of(key: Mapping[str, Any]) -> str:
 
 def folder() -> Path:
     """``$MANYVOICE_CACHE/profiles``, or the user's cache folder."""
-    named = os.environ.get("MANYVOICE_CACHE")
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyvoice"
-    return base / "profiles"
+    return user_cache("profiles")
 
 
 def find(key: Mapping[str, Any]) -> Profile | None:
