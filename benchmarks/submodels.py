@@ -318,8 +318,8 @@ def sentences(bench: Bench) -> None:
     settings: dict[str, Any] = {} if method == "scale" else {"rank": int(bench.option("rank", "16"))}
     for count in [int(k) for k in bench.option("adapt", ",".join(map(str, SENTENCES))).split(",")]:
         wish = Personalisation(
-            method=method, settings=settings, split=replace(SPLIT, adapt=count), schedule=schedule, licence="Apache-2.0",
-            masks=bench.option("masks", "1") == "1",
+            method=method, settings=settings, split=replace(SPLIT, adapt=count), schedule=schedule,
+            licence="Apache-2.0", masks=bench.option("masks", "1") == "1",
         )  # fmt: skip
         output = fresh(bench, f"sentences-{Path(which).stem}-{count}", wish)
         started = time.perf_counter()
@@ -333,7 +333,8 @@ def sentences(bench: Bench) -> None:
             if chosen:
                 bench.row(
                     seed=0, kind="sentences", on=Path(which).stem, adapt=count, group=group, rounds=rounds,
-                    lr=lr, masks=wish.masks, method=method, settings=settings, minutes=round(minutes, 1), **pooled(chosen),
+                    lr=lr, masks=wish.masks, method=method, settings=settings, minutes=round(minutes, 1),
+                    **pooled(chosen),
                 )  # fmt: skip
 
 

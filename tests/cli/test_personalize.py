@@ -87,11 +87,15 @@ def test_evaluate_with_the_store_is_what_was_reported(
         manifest.write_text("".join(json.dumps(row) + "\n" for row in test))
         found = document(manyvoice("evaluate", trained / "model", manifest, "--voices", store, "--json"))
         assert found["wer"] == reported[speaker]["wer_after"] and found["cer"] == reported[speaker]["cer_after"]
+        # the words of a base that hardly says any are the same with the voice; its losses are not
+        assert found["loss_per_character"] == pytest.approx(reported[speaker]["loss_after"], rel=1e-3)
         assert found["voices"]["base"] == 0 and found["word_counts"]["reference"] == reported[speaker]["words"]
         (receipt,) = found["voices"]["voices"].values()
         assert (receipt["hash"], receipt["utterances"]) == (reported[speaker]["voice"], len(test))
         bare = document(manyvoice("evaluate", trained / "model", manifest, "--json"))
         assert bare["wer"] == reported[speaker]["wer_before"] and "voices" not in bare
+        assert bare["loss_per_character"] == pytest.approx(reported[speaker]["loss_before"], rel=1e-3)
+        assert found["loss"] < 0.9 * bare["loss"]
     text = manyvoice("evaluate", trained / "model", tones, "--voices", store).stdout
     assert "24 utterances with 2 voices of their speakers, 0 with the bare base" in text
 

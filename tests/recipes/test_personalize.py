@@ -265,9 +265,9 @@ def test_each_speaker_gets_the_best_of_several_rates(
 ) -> None:
     rates = (1e-9, 3e-2, 1e-3)
     longer = replace(SHORT, lrs=rates, schedule=replace(SHORT.schedule, rounds=20))
-    report = personalize(base, job.corpus, tmp_path / "run", longer)
+    report = personalize(base, job.of("ann") + job.of("bob"), tmp_path / "run", longer)
     (training,) = trainings
-    assert training.bank.owners[:3] == ("ann", "ann at 0.03", "ann at 0.001") and len(training.bank.owners) == 9
+    assert training.bank.owners[:3] == ("ann", "ann at 0.03", "ann at 0.001") and len(training.bank.owners) == 6
     for k, outcome in enumerate(report.outcomes):
         nats = [training.best[1 + 3 * k + j].nats for j in range(3)]
         assert outcome.choose_nats[1] == min(nats) and outcome.lr == rates[nats.index(min(nats))]
@@ -330,12 +330,12 @@ def test_general_speech_must_be_others_and_of_the_base_alphabet(job: Job, base: 
 
 def test_a_voice_that_forgets_is_refused(job: Job, base: Path, tones: Path, tmp_path: Path) -> None:
     """By its loss on general speech; what other speakers of the manifest say only measures."""
-    strict = replace(SHORT, worse=-1)
-    report = personalize(base, job.corpus, tmp_path / "run", strict, general=open_corpus(tones))
+    strict, both = replace(SHORT, worse=-1), job.of("ann") + job.of("bob")
+    report = personalize(base, both, tmp_path / "run", strict, general=open_corpus(tones))
     assert not any(o.kept for o in report.outcomes) and report.totals["wer_after"] == report.totals["wer_before"]
     assert all("the loss on speech of others grew by" in o.why for o in report.outcomes)
     assert not (tmp_path / "run" / "voices").exists()
-    alone = personalize(base, job.corpus, tmp_path / "alone", strict)
+    alone = personalize(base, both, tmp_path / "alone", strict)
     assert any(o.kept for o in alone.outcomes) and all(o.others is not None for o in alone.outcomes)
 
 

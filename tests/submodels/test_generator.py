@@ -17,7 +17,7 @@ from manyvoice.errors import UsageError, VoiceError
 from manyvoice.models.anatomy import anatomy_of
 from manyvoice.models.load import build_model
 from manyvoice.submodels.bank import Bank
-from manyvoice.submodels.generator import FILE, Generator, generator_of, own_of
+from manyvoice.submodels.generator import FILE, Generator, SpaceAdamW, generator_of, own_of
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.predict import EXAMPLES, Heard, fit_predictor
 from manyvoice.submodels.voice import Voice
@@ -37,7 +37,7 @@ def bank(request: pytest.FixtureRequest, base: PreTrainedModel) -> Bank:
         for p in bank.parameters():
             p[1:] += 0.3 * torch.randn(p[1:].shape, generator=gen, dtype=p.dtype)
         for p in bank.shared.values():
-            p += 0.3 * torch.randn(p.shape, generator=gen, dtype=p.dtype)
+            p.add_(0.3 * torch.randn(p.shape, generator=gen, dtype=p.dtype))
     return bank
 
 
@@ -97,23 +97,36 @@ def test_owners_start_at_the_mean_and_what_is_shared_is_frozen(space: Generator,
             space.place(bank, 1, wrong)
 
 
-def test_the_precision_exists_with_fewer_speakers_than_numbers(space: Generator) -> None:
+def test_all_numbers_vary_with_fewer_speakers_than_numbers(space: Generator) -> None:
     E, S = len(space.mean), len(SPEAKERS)
     few = replace(space, covariance=np.diag([1.0, *[0.0] * (E - 1)]))
     assert few.spread == pytest.approx(E**-0.5)
     share = E / (E + S)
     expected = np.diag([1 - share, *[0.0] * (E - 1)]) + share / E * np.eye(E)
-    np.testing.assert_allclose(few.precision @ expected, np.eye(E), atol=1e-12)
+    np.testing.assert_allclose(few.axes @ few.axes.T, expected, atol=1e-12)
     everyone_alike = replace(space, covariance=np.zeros((E, E)))
-    assert np.isfinite(everyone_alike.precision).all()
+    assert np.isfinite(everyone_alike.axes).all()
 
 
-def rewritten(path: Path, *, document: dict[str, object] | None = None, **tensors: Tensor) -> Path:
+def test_steps_are_in_standard_deviations(space: Generator, base: PreTrainedModel) -> None:
+    """A first step of Adam is a rate along every axis of the speakers, whatever the scale of the numbers."""
+    bank = space.bank(anatomy_of(base), ["x", "y"], dtype=torch.float64)
+    optimizer = SpaceAdamW(space, bank, 0.25)
+    gen = torch.Generator().manual_seed(0)
+    grads = [torch.randn(1, *p.shape[1:], generator=gen, dtype=torch.float64) for p in bank.parameters()]
+    optimizer.step_rows(torch.tensor([2]), grads, scale=0.5)
+    own = own_of(bank).detach()
+    assert np.array_equal(own[0].numpy(), space.mean)
+    slope = torch.cat([g.flatten(1) for g in grads], 1)[0] @ torch.from_numpy(space.axes)
+    torch.testing.assert_close(space.standard(own[1:])[0], -0.125 * slope.sign(), rtol=1e-4, atol=1e-9)
+
+
+def rewritten(path: Path, document: dict[str, object], tensors: dict[str, Tensor] | None = None) -> Path:
     """The file with some of its metadata or tensors replaced."""
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    said = json.loads(header["__metadata__"]["manyvoice"]) | (document or {})
-    save_file(load_file(path) | tensors, path, {"manyvoice": json.dumps(said)})
+    said = json.loads(header["__metadata__"]["manyvoice"]) | document
+    save_file(load_file(path) | (tensors or {}), path, {"manyvoice": json.dumps(said)})
     return path
 
 
@@ -130,13 +143,13 @@ def test_what_was_changed_is_refused(space: Generator, tmp_path: Path) -> None:
             Generator.read(path)
     path.write_bytes(data)
     with pytest.raises(VoiceError, match="was changed since it was written"):
-        Generator.read(rewritten(path, document={"base": "c" * 64}))
+        Generator.read(rewritten(path, {"base": "c" * 64}))
     path.write_bytes(data)
     with pytest.raises(VoiceError, match="was changed since it was written"):
-        Generator.read(rewritten(path, **{"own/mean": torch.zeros_like(torch.from_numpy(space.mean))}))
+        Generator.read(rewritten(path, {}, {"own/mean": torch.zeros(len(space.mean)).double()}))
     path.write_bytes(data)
     with pytest.raises(VoiceError, match=r"format 'generator\.v9'"):
-        Generator.read(rewritten(path, document={"format": "generator.v9"}))
+        Generator.read(rewritten(path, {"format": "generator.v9"}))
     with pytest.raises(VoiceError, match="cannot be read"):
         Generator.read(tmp_path / "nowhere")
 

@@ -58,7 +58,7 @@ class Enrolment:
     how: How = "auto"
     refine: bool = False
     learning: Learning = Learning()
-    refining: Schedule = Schedule(rounds=60, lr=1e-3)
+    refining: Schedule = Schedule(rounds=60, lr=3e-3)
     tenant: str = TENANT
     licence: str | None = None
 
@@ -232,8 +232,8 @@ class _Labelled:
                     device=recogniser.device)  # fmt: skip
         bank.put(1, voice.tensors)
         tokens = [recogniser.tokenizer.encode(text) for text in self.corpus.texts()]
-        seed = self.wanted.learning.seed
-        collator = Collator(self.corpus, self.features, tokens, augment=MASKS, seed=seed)
+        seed, augment = self.wanted.learning.seed, MASKS if self.wanted.learning.masks else None
+        collator = Collator(self.corpus, self.features, tokens, augment=augment, seed=seed)
         job = OwnerTraining(
             bank, [Speech(adapt=self.rows, choose=self.chooses)], collator, *plain_losses(variant),
             self.wanted.refining, seed=seed,

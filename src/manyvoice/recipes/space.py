@@ -32,7 +32,7 @@ from manyvoice.recipes.speakers import Split, split_speakers
 from manyvoice.recipes.variant import Variant, owned_by, whole_variant
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
-from manyvoice.submodels.generator import FILE, Generator, generator_of, own_of
+from manyvoice.submodels.generator import FILE, Generator, SpaceAdamW, generator_of, own_of
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.predict import EXAMPLES, Heard, Predictor, examples, fit_predictor, listen, taps_of
 from manyvoice.train import distributed
@@ -116,10 +116,10 @@ class Difference:
         """Whether it is below zero with its whole interval, of enough units."""
         return self.units >= FEWEST and self.interval[1] < 0
 
-    def sentence(self) -> str:
+    def sentence(self, units: str = "utterances") -> str:
         """For people."""
         low, high = self.interval
-        return f"{self.relative:+.1%} nats ({low:+.1%} to {high:+.1%} over {self.units} utterances)"
+        return f"{self.relative:+.1%} nats ({low:+.1%} to {high:+.1%} over {self.units} {units})"
 
 
 @final
@@ -169,14 +169,9 @@ class Space:
         tokens = [tokenizer.encode(text) for text in corpus.texts()]
         total = {name: max(1, sum(len(tokens[i]) for i in rows)) for name, rows in speech.items()}
         bank = self.bank(list(speech))
-        mean, precision = (
-            torch.from_numpy(x).to(self.model.device, self.model.dtype)
-            for x in (self.generator.mean, self.generator.precision)
-        )
 
         def objective(bank: Bank, batch: Batch) -> Tensor:
-            away_PE = own_of(bank) - mean
-            far_P = wanted.prior / 2 * ((away_PE @ precision) * away_PE).sum(1)
+            far_P = wanted.prior / 2 * self.generator.standard(own_of(bank)).square().sum(1)
             of_P = torch.tensor([total[owner] for owner in bank.owners], dtype=far_P.dtype, device=far_P.device)
             # of every token of a speaker its share, so that a step on some utterances is a step of the whole
             return owned_loss(self.variant, bank, batch) + (far_P / of_P)[batch.owner_B - 1] * batch.token_len_B
@@ -184,15 +179,13 @@ class Space:
         def losses(bank: Bank, batch: Batch, round: int) -> Iterator[Tensor]:
             yield objective(bank, batch)
 
-        schedule = Schedule(
-            rounds=wanted.rounds, utterances=wanted.utterances, lr=wanted.lr * max(self.generator.spread, 1e-6)
-        )
+        schedule = Schedule(rounds=wanted.rounds, utterances=wanted.utterances)
         augment = MASKS if wanted.masks else None
         collator = Collator(corpus, features, tokens, augment=augment, seed=wanted.seed)
         said = [Speech(adapt=tuple(rows), choose=tuple(rows)) for rows in speech.values()]
-        OwnerTraining(bank, said, collator, losses, torch.no_grad()(objective), schedule, seed=wanted.seed).run(
-            progress
-        )
+        job = OwnerTraining(bank, said, collator, losses, torch.no_grad()(objective), schedule, seed=wanted.seed)
+        job.optimizer = SpaceAdamW(self.generator, bank, wanted.lr)
+        job.run(progress)
         return bank
 
     def evaluate(

@@ -1,8 +1,9 @@
 """A space of voices: what the submodels of a ``generated`` or ``mixture`` bank share, as a file that anybody can check.
 
-One safetensors file, known by the sha256 of its bytes, with a digest of its contents inside. Besides the shared tensors it has the mean and covariance of
-the training speakers' own numbers, from which new speakers start and which they are drawn to, and what predicts those
-numbers from speech. Names and single speakers' numbers are not in it; that the speakers shaped what is shared stays.
+One safetensors file, known by the sha256 of its bytes, with a digest of its contents inside. Besides the shared tensors
+it has the mean and covariance of the training speakers' own numbers, from which new speakers start and which they are
+drawn to, and what predicts those numbers from speech. Names and single speakers' numbers are not in it; that the
+speakers shaped what is shared stays.
 
     E  numbers that are a voice's own   S  speakers
 """
@@ -29,6 +30,7 @@ from manyvoice.errors import UsageError, VoiceError
 from manyvoice.models.anatomy import Anatomy
 from manyvoice.submodels.bank import Bank, Where, parts_of
 from manyvoice.submodels.method import Edit, make_method
+from manyvoice.submodels.optim import RowAdamW
 from manyvoice.submodels.predict import Predictor
 from manyvoice.submodels.voice import Voice
 
@@ -84,14 +86,22 @@ class Generator:
         return hashlib.sha256(self.data).hexdigest()
 
     @cached_property
-    def precision(self) -> Floats:
-        """Inverse of the covariance, which is first drawn to a multiple of the identity, the more the fewer speakers:
-        by E / (E + S), our choice; with fewer speakers than numbers it would have no inverse.
+    def axes(self) -> Floats:
+        """E E, L with own = mean + z L': z are standard deviations of the training speakers, along axes of their own.
+
+        L L' is the covariance, drawn to a multiple of the identity, the more the fewer speakers: by E / (E + S), our
+        choice; with fewer speakers than numbers some would not vary at all.
         """
         E = len(self.mean)
         share = E / (E + float(self.card.get("speakers", 0)))
         even = np.eye(E) * max(self.spread**2, 1e-12)
-        return np.asarray(np.linalg.inv((1 - share) * self.covariance + share * even), dtype=np.float64)
+        return np.asarray(np.linalg.cholesky((1 - share) * self.covariance + share * even), dtype=np.float64)
+
+    def standard(self, own_PE: Tensor) -> Tensor:
+        """z of own numbers, P E; gradients pass."""
+        mean, axes = (torch.from_numpy(x).to(own_PE.device, own_PE.dtype) for x in (self.mean, self.axes))
+        z_EP: Tensor = torch.linalg.solve_triangular(axes, (own_PE - mean).T, upper=False)
+        return z_EP.T
 
     @property
     def spread(self) -> float:
@@ -204,6 +214,34 @@ class Generator:
             aside.unlink(missing_ok=True)
             raise VoiceError(f"{path}: cannot be written ({error}); make room or choose another place") from error
         return path
+
+
+@final
+class SpaceAdamW:
+    """Steps of a space's bank in standard deviations of the training speakers: as ``RowAdamW``, but of z.
+
+    Numbers that hardly differ between speakers then move as little, and those that differ most move most.
+
+    Args: lr: in standard deviations.
+    """
+
+    def __init__(self, generator: Generator, bank: Bank, lr: float) -> None:
+        self.bank = bank
+        self.z = torch.nn.Parameter(generator.standard(own_of(bank, range(len(bank))).detach()))
+        self.mean, self.axes = (
+            torch.from_numpy(x).to(self.z.device, self.z.dtype) for x in (generator.mean, generator.axes)
+        )
+        self.rows = RowAdamW([self.z], lr, clip=None)
+
+    @torch.no_grad()
+    def step_rows(self, rows_P: Tensor, grads: Sequence[Tensor], *, scale: float = 1.0) -> None:
+        """Move the rows by gradients of their own numbers, one for each tensor of the bank."""
+        grad_PE = torch.cat([g.flatten(1) for g in grads], dim=1)
+        self.rows.step_rows(rows_P, [grad_PE @ self.axes], scale=scale)
+        own_PE = self.mean + self.z[rows_P] @ self.axes.T
+        tensors = self.bank.parameters()
+        for p, part in zip(tensors, own_PE.split([p[0].numel() for p in tensors], dim=1), strict=True):
+            p[rows_P] = part.view(-1, *p.shape[1:])
 
 
 def own_of(bank: Bank, rows: Sequence[int] | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 import torch
@@ -29,6 +29,13 @@ from manyvoice.types import Batch, Seconds
 
 # losses of each utterance of a batch, one for each size that a round trains; back-propagated one after the other
 LossesOf = Callable[[Bank, Batch, int], Iterator[Tensor]]
+
+
+class Steps(Protocol):
+    """How owners move by their gradients."""
+
+    def step_rows(self, rows_P: Tensor, grads: Sequence[Tensor], *, scale: float = 1.0) -> None:
+        """As :meth:`RowAdamW.step_rows`."""
 
 
 @final
@@ -135,6 +142,8 @@ class OwnerTraining:
         collator: of the corpus that the speech names; its augmentation follows from (utterance, round).
         losses: what training minimises.  nats: the loss that chooses, of each utterance, without gradients.
         accelerator: for methods that share tensors, whose gradients the processes add up.
+    Attributes:
+        optimizer: of what is the owners' own; before the run another may take its place.
     """
 
     def __init__(
@@ -152,7 +161,7 @@ class OwnerTraining:
         self.bank, self.speech, self.collator = bank, list(speech), collator
         self.losses, self.nats, self.schedule, self.seed = losses, nats, schedule, seed
         rates = [schedule.lr if said.lr is None else said.lr for said in speech]
-        self.optimizer = RowAdamW(
+        self.optimizer: Steps = RowAdamW(
             bank.parameters(),
             torch.tensor([0.0, *rates]),
             weight_decay=schedule.weight_decay,

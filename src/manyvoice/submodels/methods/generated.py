@@ -41,7 +41,7 @@ class Generated(Edit):
 
     def alone(self) -> Edit:
         """An adapter."""
-        return make_method("adapter", {"rank": self.rank})
+        return make_method("adapter", {"rank": self.rank, "scale": 1.0})
 
     def sites(self, anatomy: Anatomy) -> tuple[Site, ...]:
         """The adapter's."""

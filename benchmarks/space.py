@@ -1,0 +1,239 @@
+"""A new speaker from a space of voices: learned from few sentences, or predicted from sound alone, against a voice of
+one's own.
+
+    manyvoice bench space base=MODEL                  100 training speakers make the space, 65 others are enrolled
+    manyvoice bench space base=MODEL on=choose prior=0.3
+                                                      settings are chosen on the 25 speakers that choose
+
+MODEL comes from ``manyvoice bench sentences`` and has heard the 100 speakers, not the others. Each of the others has
+ten sentences that report, two that choose (for a voice of its own alone), and eight to learn from, of which the first
+are taken. ``mean`` is where everybody starts: the space without anything known of the speaker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyvoice.data.collate import HeldFeatures
+from manyvoice.data.features import LogMel
+from manyvoice.data.manifest import Corpus, open_corpus
+from manyvoice.data.tokens import train_tokenizer
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.decode.wer import resampled_sums
+from manyvoice.errors import UsageError
+from manyvoice.models.load import build_model
+from manyvoice.recipes.bench import Aim, Bench
+from manyvoice.recipes.personalize import Personalisation, personalize
+from manyvoice.recipes.space import Difference, Learning, Space, SpaceTraining, read_report, speaker_sums, train_space
+from manyvoice.recipes.speakers import Speaker, Split, split_speakers
+from manyvoice.submodels.bank import Bank
+from manyvoice.train.owners import Schedule
+
+CHOOSING_SPEAKERS, SEED, MARGIN = 25, 0, 0.05
+SPLIT = Split(choose=2, test=10, seed=0)
+SENTENCES, HEARD = (1, 2, 4, 8), (1, 2, 3, 4)
+LEARNED, OWN, PREDICTED = 4, 8, 4  # sentences that the aims speak of
+
+
+def run(bench: Bench) -> None:
+    """Make the space if it is not there, enrol, then the aims from the newest rows."""
+    base = toy_base(bench) if bench.toy else bench.option("base", "")
+    if not base:
+        raise UsageError("base= is missing: give the model folder that `manyvoice bench sentences` has trained")
+    space = Space.load(base, made(bench, base))
+    which = bench.option("on", "dev")
+    corpus = enrolled(bench, which)
+    split = replace(SPLIT, choose=1, test=1) if bench.toy else SPLIT
+    speakers, _ = split_speakers(corpus, "speaker", split)
+    bench.watcher.note(f"{which}: {len(speakers)} speakers to enrol")
+    few = [k for k in SENTENCES if k <= min(len(s.adapt) for s in speakers)]
+    in_space(bench, space, corpus, speakers, few)
+    if bench.option("own", "1") == "1":
+        for k in few:
+            own(bench, base, corpus, speakers, replace(split, adapt=k))
+    aims(bench, which)
+
+
+def parts(bench: Bench) -> dict[str, Corpus]:
+    """The 100 speakers that train and the 25 that choose."""
+    rows = open_corpus(bench.data / "accented-english" / "train.jsonl")
+    share = CHOOSING_SPEAKERS / 125
+    return rows.split(by="speaker", shares={"train": 1 - share, "choose": share}, seed=SEED)
+
+
+def enrolled(bench: Bench, which: str) -> Corpus:
+    """Speech of those who are new."""
+    if which not in ("dev", "choose"):
+        raise UsageError(f"on={which}: must be dev or choose")
+    dev = which == "dev"
+    corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl") if dev else parts(bench)["choose"]
+    return few_of(corpus, 3, 4) if bench.toy else corpus
+
+
+def few_of(corpus: Corpus, speakers: int, each: int) -> Corpus:
+    """The first utterances of the first speakers, for a toy run."""
+    names = corpus.speakers()[:speakers]
+    rows = [[i for i, u in enumerate(corpus) if u.speaker == name][:each] for name in names]
+    return corpus.subset([i for found in rows for i in found])
+
+
+def toy_base(bench: Bench) -> str:
+    """A model that knows nothing."""
+    folder = bench.work / "base"
+    if not folder.exists():
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(["it's abcdefghijklmnopqrstuvwxyz"], "characters")
+        settings = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "subsampling_conv_channels": 8}
+        model, family = build_model("tiny", settings, vocabulary=len(tokenizer), blank=tokenizer.blank)
+        Recogniser(model.eval(), family, tokenizer, LogMel.build(family.features(model))).save(folder)
+    return str(folder)
+
+
+def made(bench: Bench, base: str) -> Path:
+    """The folder of the space, trained if these settings have none yet; a row of what it is worth."""
+    wanted = SpaceTraining(
+        method=bench.option("method", "generated"), seed=SEED,
+        settings=dict(_setting(one) for one in bench.option("set", "").split("+") if one),
+        split=Split(choose=1, test=1) if bench.toy else Split(choose=2, test=2),
+        schedule=Schedule(
+            rounds=int(bench.option("rounds", "2" if bench.toy else "60")), lr=float(bench.option("lr", "1e-2")),
+            shared_lr=float(bench.option("shared_lr", "1e-3")), every=5, patience=3,
+        ),
+    )  # fmt: skip
+    corpus = few_of(parts(bench)["train"], 5, 4) if bench.toy else parts(bench)["train"]
+    fingerprint = Recogniser.load(base).fingerprint()
+    output = bench.work / "spaces" / _digest(f"{wanted} {fingerprint}")
+    if not (output / "report.json").exists():
+        started = time.perf_counter()
+        train_space(base, corpus, output, wanted, bench.watcher)
+        found = read_report(output)
+        bench.row(
+            seed=SEED, kind="space", space=output.name, base=fingerprint, minutes=_minutes(started),
+            **{k: found[k] for k in ("settings", "choose_nats", "measured", "predictor", "spread")},
+            training_speakers=len(found["speakers"]),
+        )  # fmt: skip
+    return output
+
+
+def in_space(bench: Bench, space: Space, corpus: Corpus, speakers: Sequence[Speaker], few: Sequence[int]) -> None:
+    """Rows of the base, of the mean, of what is predicted from 1 to 4 sentences, and of what few sentences teach."""
+    log_mel = space.variant.recogniser.log_mel
+    said = bench.watcher.progress
+    features = HeldFeatures(corpus, log_mel, range(len(corpus)), lambda done, n: said("listening", done, n))
+    learning = Learning(
+        rounds=int(bench.option("enrol_rounds", "2" if bench.toy else "60")), prior=float(bench.option("prior", "1")),
+        lr=float(bench.option("enrol_lr", "0.1")),
+    )  # fmt: skip
+    names = [s.name for s in speakers]
+    bank = space.bank(names)
+    for arm, rows in (("base", [0] * len(names)), ("mean", list(range(1, len(names) + 1)))):
+        arm_row(bench, arm, 0, tested(space, corpus, features, bank, speakers, rows), names)
+    for k in [k for k in HEARD if k <= max(few)]:
+        started = time.perf_counter()
+        for row, s in enumerate(speakers, start=1):
+            space.generator.place(bank, row, space.predict([features.of(i, 0) for i in s.adapt[:k]]))
+        minutes = _minutes(started)
+        sums = tested(space, corpus, features, bank, speakers, list(range(1, len(names) + 1)))
+        arm_row(bench, "predicted", k, sums, names, minutes=minutes)
+    for k in few:
+        started = time.perf_counter()
+        speech = {s.name: s.adapt[:k] for s in speakers}
+        learned = space.learn(corpus, features, speech, learning, lambda done, n, _: said("learning", done, n))
+        minutes = _minutes(started)
+        sums = tested(space, corpus, features, learned, speakers, list(range(1, len(names) + 1)))
+        arm_row(bench, "learned", k, sums, names, minutes=minutes, prior=learning.prior, rounds=learning.rounds)
+
+
+def tested(
+    space: Space, corpus: Corpus, features: HeldFeatures, bank: Bank, speakers: Sequence[Speaker], rows: Sequence[int]
+) -> np.ndarray:
+    """S 3: nats, character errors and characters of each speaker's sentences that report, with these rows."""
+    which = [(s.name, i, row) for s, row in zip(speakers, rows, strict=True) for i in s.test]
+    found = space.evaluate(corpus, features, bank, [i for _, i, _ in which], [row for _, _, row in which])
+    return speaker_sums(found, [s.name for s in speakers], [name for name, _, _ in which])
+
+
+def own(bench: Bench, base: str, corpus: Corpus, speakers: Sequence[Speaker], split: Split) -> None:
+    """A row of voices of their own, trained on so many sentences; who has none gets the base, as they would."""
+    rank, toy = int(bench.option("rank", "16")), bench.toy
+    rounds, lr = 2 if toy else int(bench.option("own_rounds", "60")), float(bench.option("own_lr", "1e-3"))
+    wish = Personalisation(
+        settings={"rank": rank}, split=split, schedule=Schedule(rounds=rounds, lr=lr, every=5)
+    )  # fmt: skip
+    output = bench.work / "own" / _digest(f"{wish} {base} {corpus.fingerprint}")
+    started = time.perf_counter()
+    outcomes = {o.speaker: o for o in personalize(base, corpus, output, wish, watcher=bench.watcher).outcomes}
+    served = [outcomes[s.name].served for s in speakers]
+    sums = np.asarray([[sum(m.nats), sum(m.character_errors), sum(m.characters)] for m in served], dtype=np.float64)
+    arm_row(bench, "own", split.adapt or 0, sums, [s.name for s in speakers], minutes=_minutes(started),
+            kept=sum(o.kept for o in outcomes.values()))  # fmt: skip
+
+
+def arm_row(bench: Bench, arm: str, sentences: int, sums: np.ndarray, names: Sequence[str], **more: Any) -> None:
+    """What all speakers got from one arm, each speaker's nats and errors beside."""
+    nats, errors, characters = (sums[:, k] for k in range(3))
+    bench.row(
+        seed=SEED, kind="arm", on=bench.option("on", "dev"), arm=arm, sentences=sentences, speakers=len(names),
+        cer=float(errors.sum() / characters.sum()), nats_per_character=float(nats.sum() / characters.sum()),
+        nats=nats.round(3).tolist(), errors=errors.tolist(), characters=characters.tolist(), **more,
+    )  # fmt: skip
+
+
+def aims(bench: Bench, which: str) -> None:
+    """From the newest row of each arm."""
+    rows = {(r["arm"], r["sentences"]): r for r in bench.find(kind="arm", on=which)}
+    bench.aims = list(_aims(rows))
+    for (arm, k), row in rows.items():
+        gained = Difference.of(row["nats"], rows["base", 0]["nats"])
+        bench.watcher.note(f"{arm} {k}: CER {row['cer']:.2%}, {gained.sentence('speakers')} against the base")
+
+
+def _aims(rows: dict[tuple[str, int], dict[str, Any]]) -> Iterator[Aim]:
+    learned, theirs = rows.get(("learned", LEARNED)), rows.get(("own", OWN))
+    name = f"learned from {LEARNED} sentences, not inferior to a voice of one's own from {OWN}: upper bound of nats"
+    if learned is None or theirs is None:
+        yield Aim(name=name, sense="below", limit=MARGIN, unit="relative", measured=None, why="not measured")
+    else:
+        found = Difference.of(learned["nats"], theirs["nats"])
+        yield Aim(
+            name=name, sense="below", limit=MARGIN, unit="relative", interval=found.interval,
+            measured=upper_bound(learned["nats"], theirs["nats"]),
+            why=f"nats {found.relative:+.1%}, one-sided 95 % bound over speakers; CER {learned['cer']:.2%} against "
+                f"{theirs['cer']:.2%}",
+        )  # fmt: skip
+    base, predicted = rows["base", 0], rows.get(("predicted", PREDICTED)) or rows["predicted", 1]
+    found, mean = Difference.of(predicted["nats"], base["nats"]), rows["mean", 0]
+    beside = Difference.of(predicted["nats"], mean["nats"])
+    yield Aim(
+        name=f"predicted from the sound of {predicted['sentences']} sentences, better than the base: upper end of nats",
+        sense="below", limit=0.0, unit="relative", measured=found.interval[1], interval=found.interval,
+        why=f"nats {found.relative:+.1%}, CER {base['cer']:.2%} to {predicted['cer']:.2%}; against the mean voice, "
+            f"which knows nothing of the speaker, {beside.sentence('speakers')}",
+    )  # fmt: skip
+
+
+def upper_bound(new_S: Sequence[float], base_S: Sequence[float]) -> float:
+    """One-sided 95 % bound of the relative difference, paired, speakers drawn."""
+    sums_M2 = resampled_sums(np.stack([new_S, base_S], axis=1), 10_000, np.random.default_rng(SEED))
+    return float(np.quantile(sums_M2[:, 0] / sums_M2[:, 1] - 1, 0.95))
+
+
+def _setting(one: str) -> tuple[str, int]:
+    name, _, value = one.partition(":")
+    return name, int(value)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _minutes(started: float) -> float:
+    return round((time.perf_counter() - started) / 60, 2)

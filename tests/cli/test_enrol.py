@@ -1,0 +1,86 @@
+"""From a manifest of speakers to a space, and from a stranger's sound to a voice in a store, at the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def rows_of(manifest: Path) -> list[dict[str, object]]:
+    """With paths that hold anywhere."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    return [row | {"audio_filepath": str(manifest.parent / row["audio_filepath"])} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def speakers(tones: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tones, said to be by five."""
+    path = tmp_path_factory.mktemp("speakers") / "manifest.jsonl"
+    rows = [row | {"who": f"p{i % 5}"} for i, row in enumerate(rows_of(tones))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def space(trained: Path, speakers: Path, manyvoice: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("space") / "space"
+    done = manyvoice("space", trained / "model", speakers, "-o", folder, "--by", "who", "--set", "dim=2", "--set",
+                     "rank=2", "--rounds", 2)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{folder}/space.safetensors: 5 speakers, 3 numbers a voice")
+    assert "explains" in done.stdout
+    return folder
+
+
+def test_sound_becomes_a_voice_that_answers(
+    trained: Path, tones: Path, space: Path, manyvoice: Command, tmp_path: Path
+) -> None:
+    sounds = sorted(tones.parent.glob("*.wav"))[:6]
+    store = tmp_path / "voices"
+    done = manyvoice("enrol", trained / "model", *sounds, "--space", space, "--name", "ann", "--voices", store)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was verified" in done.stdout and "stored as ann" in done.stdout
+    shown = json.loads(manyvoice("voices", store, "show", "ann", "--json").stdout)
+    assert shown["method"] == "adapter" and shown["card"]["made_by"] == "embedding predicted"
+    assert shown["card"]["shared"] is True and shown["card"]["seconds"] > 2
+    heard = manyvoice("transcribe", trained / "model", sounds[0], "--voice", "ann", "--voices", store, "--json")
+    assert heard.returncode == 0, heard.stderr
+    assert shown["hash"] in heard.stdout
+    removed = manyvoice("voices", store, "rm", "ann")
+    assert removed.returncode == 0 and "does not unlearn" in removed.stdout + removed.stderr
+
+
+def test_utterances_with_texts_are_compared_with_the_base(
+    trained: Path, test_tones: Path, space: Path, manyvoice: Command, tmp_path: Path
+) -> None:
+    store = tmp_path / "voices"
+    words = (trained / "model", test_tones, "--space", space, "--name", "bob", "--voices", store)
+    done = manyvoice("enrol", *words, "--how", "learn", "--rounds", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["made_by"] == "embedding learned" and said["utterances"] == said["learned"]["units"] == 6
+    low, high = said["learned"]["interval"]
+    assert low <= said["learned"]["relative"] <= high
+    assert (said["voice"] is not None) == (said["learned"]["relative"] < 0) == store.exists()
+
+
+def test_wrong_words_are_refused(
+    trained: Path, tones: Path, test_tones: Path, space: Path, manyvoice: Command, tmp_path: Path
+) -> None:
+    more = ("--space", space, "--name", "ann", "--voices", tmp_path / "v")
+    sound = tones.parent / "0.wav"
+    mixed = manyvoice("enrol", trained / "model", test_tones, sound, *more)
+    assert mixed.returncode == 2 and "mixes manifests with sound" in mixed.stderr
+    learned = manyvoice("enrol", trained / "model", sound, *more, "--how", "learn")
+    assert learned.returncode == 2 and "sound alone cannot be learned from" in learned.stderr
+    nowhere = manyvoice("enrol", trained / "model", test_tones, *more[2:], "--space", tmp_path)
+    assert nowhere.returncode == 1 and "give the folder that `manyvoice space` wrote" in nowhere.stderr
+    few = manyvoice("space", trained / "model", tones, "-o", tmp_path / "s")
+    assert few.returncode == 2 and "2 speakers with three utterances or more" in few.stderr
+    assert not (tmp_path / "v").exists() and not (tmp_path / "s").exists()
