@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from manyvoice.cli import main
+
 
 class Command(Protocol):
     def __call__(self, *words: object, cwd: Path | None = None) -> CompletedProcess[str]: ...
@@ -281,3 +283,16 @@ def test_profile_of_a_run_file_and_of_a_run(trained: Path, tones: Path, tmp_path
     refused = manyvoice("profile", run, small, "--memory", "plenty")
     assert refused.returncode == 2
     assert "must be an amount such as 8GiB" in refused.stderr
+
+
+def test_ctrl_c_is_a_failure_and_not_a_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("manyvoice.data.manifest.open_corpus", stopped)
+    monkeypatch.setattr("sys.argv", ["manyvoice", "corpus", "stats", "any.jsonl"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1 and "manyvoice: stopped" in capsys.readouterr().err

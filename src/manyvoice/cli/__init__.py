@@ -29,6 +29,9 @@ for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
         _verb.add_to(app)
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: errors of ours become one message and an exit status."""
     # Transformers and the tokenizers' threads would otherwise write their own bars and warnings to standard error
@@ -40,7 +43,10 @@ def main() -> None:
     except ManyvoiceError as error:
         print(f"manyvoice: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
+    except SystemExit as error:
+        # what Typer makes of Ctrl-C
+        if error.code != _INTERRUPTED:
+            raise
         print("manyvoice: stopped", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
