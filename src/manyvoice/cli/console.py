@@ -8,9 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from manyvoice.errors import UsageError
 
 # Without a terminal there are no bars, only a line now and then, so that a log stays readable.
 _SECONDS_BETWEEN_LINES = 10.0
@@ -111,3 +114,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for row in rows:
         drawn.add_row(*(str(cell) for cell in row))
     Console(file=sys.stdout, highlight=False).print(drawn)
+
+
+def settings_of(given: list[str]) -> dict[str, Any]:
+    """``rank=8`` to a mapping; a value is read as YAML."""
+    found = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise UsageError(f"--set {one}: must look like rank=8")
+        found[name] = yaml.safe_load(value)
+    return found

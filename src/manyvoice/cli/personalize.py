@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from rich.markup import escape
 
-from manyvoice.cli.console import Terminal, emit, table
-from manyvoice.errors import UsageError, WorkError
+from manyvoice.cli.console import Terminal, emit, settings_of, table
+from manyvoice.errors import WorkError
 
 
 def personalize(
@@ -54,7 +53,7 @@ def personalize(
 
     rates = lr or [Schedule.lr]
     wanted = Personalisation(
-        method=method, settings=_settings(setting or []), by=by,
+        method=method, settings=settings_of(setting or []), by=by,
         split=Split(choose=choose, test=test, adapt=adapt, field=part, seed=seed),
         schedule=Schedule(rounds=rounds, lr=rates[0]),
         lrs=tuple(rates) if len(rates) > 1 else (), sizes=sizes, worse=worse, memory=parse_bytes(memory), seed=seed,
@@ -76,17 +75,6 @@ def personalize(
         table("", columns, [[escape(cell) for cell in row] for row in rows])
         if not dry_run:
             print(f"{output / 'report.md'} says this too")
-
-
-def _settings(given: list[str]) -> dict[str, Any]:
-    """``rank=8`` to a mapping; a value is read as YAML."""
-    found = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not equals:
-            raise UsageError(f"--set {one}: must look like rank=8")
-        found[name] = yaml.safe_load(value)
-    return found
 
 
 def add_to(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from manyvoice.cli.console import Terminal, emit
+from manyvoice.cli.console import Terminal, emit, settings_of
 
 
 def space(
@@ -29,13 +29,12 @@ def space(
 
     Example: manyvoice space runs/mine/model speakers.jsonl -o runs/space
     """
-    from manyvoice.cli.personalize import _settings
     from manyvoice.data.manifest import open_corpus
     from manyvoice.recipes.space import SpaceTraining, read_report, train_space
     from manyvoice.train.owners import Schedule
 
     wanted = SpaceTraining(
-        method=method, settings=_settings(setting or []), by=by,
+        method=method, settings=settings_of(setting or []), by=by,
         schedule=Schedule(rounds=rounds, lr=lr, shared_lr=shared_lr), seed=seed,
     )  # fmt: skip
     with Terminal() as terminal:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,14 +30,13 @@ from manyvoice.errors import UsageError, WorkError
 from manyvoice.recipes.personal_report import Measured, Outcome, Report, summarise
 from manyvoice.recipes.sizes import Size, read_sizes
 from manyvoice.recipes.speakers import Speaker, Split, split_speakers, split_text
-from manyvoice.recipes.variant import owned_by, whole_variant
+from manyvoice.recipes.variant import owned_by, owned_loss, whole_variant
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.method import Edit, make_method
 from manyvoice.submodels.store import Store
 from manyvoice.submodels.voice import Voice
 from manyvoice.train import distributed
-from manyvoice.train.objective import ctc_per_utterance, scores_of
 from manyvoice.train.owners import Best, OwnerTraining, Schedule, Speech
 from manyvoice.types import Batch
 
@@ -297,16 +295,10 @@ class Personalising:
         yield self._loss(bank, batch, elastic, sizes[1 + round % (len(sizes) - 1)]) / 2
 
     def _loss(self, bank: Bank, batch: Batch, elastic: Elastic | None = None, size: Size | None = None) -> Tensor:
-        recogniser = self.variant.recogniser
-        with ExitStack() as on:
-            # sites are looked up in the whole model, so it is narrowed only after that
-            slices = elastic.plan(size.subnet).slices if elastic and size else None
-            on.enter_context(bank.on(recogniser.model, batch.owner_B, slices=slices))
-            if elastic and size:
-                on.enter_context(elastic.at(size.subnet, statistics=size.statistics))
-            scores = scores_of(recogniser.model, batch)
-        blank = recogniser.family.blank(recogniser.model)
-        return ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, blank)
+        if elastic is None or size is None:
+            return owned_loss(self.variant, bank, batch)
+        narrowed = elastic.at(size.subnet, statistics=size.statistics)
+        return owned_loss(self.variant, bank, batch, slices=elastic.plan(size.subnet).slices, inside=narrowed)
 
     @torch.no_grad()
     def _nats(self, bank: Bank, batch: Batch) -> Tensor:

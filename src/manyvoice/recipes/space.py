@@ -29,14 +29,13 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.decode.wer import resampled_sums
 from manyvoice.errors import UsageError, WorkError
 from manyvoice.recipes.speakers import Split, split_speakers
-from manyvoice.recipes.variant import Variant, owned_by, whole_variant
+from manyvoice.recipes.variant import Variant, owned_by, owned_loss, whole_variant
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.generator import FILE, Generator, SpaceAdamW, generator_of, own_of
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.predict import EXAMPLES, Heard, Predictor, examples, fit_predictor, listen, taps_of
 from manyvoice.train import distributed
-from manyvoice.train.objective import ctc_per_utterance, scores_of
 from manyvoice.train.owners import Best, LossesOf, OwnerTraining, Schedule, Speech
 from manyvoice.types import Batch
 
@@ -196,15 +195,6 @@ class Space:
         return evaluate(
             self.variant.recogniser, corpus.subset(list(rows)), features=Picked(features, list(rows)), owned=owned
         )
-
-
-def owned_loss(variant: Variant, bank: Bank, batch: Batch) -> Tensor:
-    """-log p of each utterance with its owner's row, B."""
-    recogniser = variant.recogniser
-    with bank.on(recogniser.model, batch.owner_B):
-        scores = scores_of(recogniser.model, batch)
-    blank = recogniser.family.blank(recogniser.model)
-    return ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, blank)
 
 
 def train_space(

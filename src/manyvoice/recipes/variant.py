@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -20,9 +20,10 @@ from manyvoice.elastic.narrow import Elastic, Slice
 from manyvoice.errors import ModelError
 from manyvoice.models.anatomy import Anatomy, Cost, Site
 from manyvoice.recipes.sizes import Size, all_sizes, alone, find_size
-from manyvoice.submodels.bank import Bank, Ran
+from manyvoice.submodels.bank import Bank, Ran, Slices
 from manyvoice.submodels.voice import Voice
-from manyvoice.types import Padded
+from manyvoice.train.objective import ctc_per_utterance, scores_of
+from manyvoice.types import Batch, Padded
 
 SUBNET = "subnet.json"
 
@@ -102,6 +103,25 @@ def of_size(recogniser: Recogniser, size: Size) -> Variant:
         layers=plan.layers,
         slices=plan.slices,
     )
+
+
+def owned_loss(
+    variant: Variant,
+    bank: Bank,
+    batch: Batch,
+    *,
+    slices: Slices | None = None,
+    inside: AbstractContextManager[object] | None = None,
+) -> Tensor:
+    """-log p of each utterance with its owner's row, B.
+
+    Args: slices, inside: of a size that the variant's model, a supernet, is run as; sites are looked up before that.
+    """
+    recogniser = variant.recogniser
+    with bank.on(recogniser.model, batch.owner_B, slices=slices), inside or nullcontext():
+        scores = scores_of(recogniser.model, batch)
+    blank = recogniser.family.blank(recogniser.model)
+    return ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, blank)
 
 
 def owned_by(variant: Variant, bank: Bank, owners: Sequence[int]) -> Owned:
