@@ -114,3 +114,14 @@ def test_space(data: Path, tmp_path: Path) -> None:
     assert {tuple(row["characters"]) for row in rows.values()} == {tuple(rows["base", 0]["characters"])}
     assert rows["mean", 0]["nats"] != rows["base", 0]["nats"] != rows["learned", 1]["nats"]
     assert [aim["measured"] is None for aim in found["aims"]] == [True, False]
+
+
+@pytest.mark.slow
+def test_submodels(tmp_path: Path) -> None:
+    found = toy("submodels", tmp_path, "part=throughput", "methods=adapter")
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert (
+        min(rows["one owner, plain"]["against_one_owner"], rows["one owner, a bank of one"]["against_one_owner"]) == 1
+    )
+    assert rows["8 single steps"]["seconds"] > rows["8 owners"]["seconds"] > 0
+    assert "8 owners of a bank of 64" in rows
