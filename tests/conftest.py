@@ -14,6 +14,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is determi
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,23 @@ def tiny_settings() -> dict[str, int]:
         "intermediate_size": 32,
         "subsampling_conv_channels": 8,
     }
+
+
+@pytest.fixture(scope="session")
+def frozen_base() -> Callable[[int, int], Any]:
+    """(layers, seed) to a frozen model of a few thousand random weights, in double precision."""
+    from manyvoice.models.load import build_model
+
+    def build(layers: int, seed: int) -> Any:
+        torch.manual_seed(seed)
+        settings = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 32}
+        model, _ = build_model("tiny", settings | {"subsampling_conv_channels": 8}, vocabulary=9, blank=8)
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+            p.requires_grad_(False)
+        return model.double().eval()
+
+    return build
 
 
 @pytest.fixture(scope="session")

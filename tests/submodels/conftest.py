@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from transformers import PreTrainedModel
 
-from manyvoice.models.load import build_model
 from manyvoice.types import Batch
-
-SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32,
-         "subsampling_conv_channels": 8}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def base() -> PreTrainedModel:
-    torch.manual_seed(0)
-    model, _ = build_model("tiny", SMALL, vocabulary=9, blank=8)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-        p.requires_grad_(False)
-    return model.double().eval()
+def base(frozen_base: Callable[[int, int], PreTrainedModel]) -> PreTrainedModel:
+    """Three layers."""
+    return frozen_base(3, 0)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from manyvoice.errors import WorkError
 from manyvoice.models.anatomy import anatomy_of, family_of
-from manyvoice.models.load import build_model
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.method import make_method
 from manyvoice.train.objective import ctc_per_utterance, scores_of
@@ -25,18 +24,12 @@ from manyvoice.train.owners import OwnerTraining, Schedule, Speech, packed, visi
 from manyvoice.types import Batch, Seconds
 
 OWNERS = ["ann", "bob", "cem", "dora"]
-SETTINGS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
-            "subsampling_conv_channels": 8}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def base() -> PreTrainedModel:
-    torch.manual_seed(1)
-    model, _ = build_model("tiny", SETTINGS, vocabulary=9, blank=8)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-        p.requires_grad_(False)
-    return model.double().eval()
+def base(frozen_base: Callable[[int, int], PreTrainedModel]) -> PreTrainedModel:
+    """Two layers."""
+    return frozen_base(2, 1)
 
 
 class Rows:
