@@ -84,6 +84,8 @@ def metadata(**more: Any) -> str:
 
 def test_foreign_files_are_refused() -> None:
     tensors = {"0.block/up": torch.zeros(1)}
+    with pytest.raises(VoiceError, match="x: holds no tensors"):
+        Voice.from_bytes(save({}, {"manyvoice": metadata()}), "x")
     with pytest.raises(VoiceError, match="is no voice file"):
         Voice.from_bytes(save(tensors), "x")
     with pytest.raises(VoiceError, match=r"format 'voice\.v9', but this version reads voice\.v1"):

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -178,7 +179,12 @@ def read_metadata(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    if not tensors:
+        raise VoiceError(f"{where}: holds no tensors; make the voice again")
+    # one pass over all of them; which it was is asked only if something is wrong, or too large to be added up
+    together = torch.cat([t.reshape(-1).float() for t in tensors.values()])
+    if together.sum().isfinite():
+        return
     for name, tensor in tensors.items():
-        # a sum is one quick pass; it is finite only if all are, but large numbers may overflow it
-        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+        if not tensor.isfinite().all():
             raise VoiceError(f"{where}: {name} holds numbers that are not finite; train it again, more slowly")
