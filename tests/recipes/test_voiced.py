@@ -80,7 +80,9 @@ def test_each_speaker_has_a_voice_of_their_own(base: Path, corpus: Corpus, store
 
 def test_a_store_with_none_of_the_speakers(base: Path, corpus: Corpus, store: str) -> None:
     strangers = open_corpus([replace(u, speaker="x") for u in corpus])
-    with pytest.raises(UsageError, match="none of the corpus's speakers has a voice there; it has s0, s1"):
+    with pytest.raises(UsageError, match="nobody in the corpus's field 'label' has a voice there"):
+        serve_speakers(base, corpus, size=None, voice=None, store=store, tenant="default", by="label")
+    with pytest.raises(UsageError, match="nobody in the corpus's field 'speaker' has a voice there; it has s0, s1"):
         serve_speakers(base, strangers, size=None, voice=None, store=store, tenant="default")
     with pytest.raises(UsageError, match="it has nobody"):
         serve_speakers(base, corpus, size=None, voice=None, store=store, tenant="clinic")

@@ -42,7 +42,7 @@ def evaluate(
     corpus = open_corpus(manifest)
     served = None
     if voice is not None or store is not None:
-        served = serve_speakers(model, corpus, size=size, voice=voice, store=store, tenant=tenant)
+        served = serve_speakers(model, corpus, size=size, voice=voice, store=store, tenant=tenant, by=by or "speaker")
     recogniser = load_size(model, size) if served is None else served.voiced.variant.recogniser
     decoder = None
     if beam > 1 or lm is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manyvoice.data.manifest import Corpus
-from manyvoice.decode.evaluate import Owned
+from manyvoice.decode.evaluate import Owned, group_of
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import UsageError, VoiceError
 from manyvoice.recipes.transcribe import Transcript
@@ -132,10 +132,18 @@ class Served:
 
 
 def serve_speakers(
-    spec: str | Path, corpus: Corpus, *, size: str | None, voice: str | None, store: str | None, tenant: str
+    spec: str | Path,
+    corpus: Corpus,
+    *,
+    size: str | None,
+    voice: str | None,
+    store: str | None,
+    tenant: str,
+    by: str = "speaker",
 ) -> Served:
     """One voice for all utterances, or each speaker's own where the store has one; the others run on the bare base.
 
+    Args: by: the field of the corpus that the voices were made by.
     Raises: UsageError if the store has a voice of none of the speakers; what :func:`load_voiced` raises.
     """
     if voice is not None or store is None:
@@ -143,11 +151,12 @@ def serve_speakers(
         return Served(voiced, [name] * len(corpus))
     place = Store(store)
     known = {entry.name: entry for entry in place.entries(tenant)}
-    names = [u.speaker if u.speaker in known else None for u in corpus]
+    owners = [group_of(u, by) for u in corpus]
+    names = [owner if owner in known else None for owner in owners]
     bases = [known[name].base for name in names if name is not None]
     if not bases:
         some = ", ".join(sorted(known)[:5]) or "nobody"
-        raise UsageError(f"--voices {store}: none of the corpus's speakers has a voice there; it has {some}")
+        raise UsageError(f"--voices {store}: nobody in the corpus's field {by!r} has a voice there; it has {some}")
     variant = load_variant(spec, size, base=bases[0])
     return Served(_voiced(variant, place, VoiceCache(place, host_bytes=_HOST_BYTES), tenant), names)
 
