@@ -197,6 +197,25 @@ def test_a_bad_voice_fails_its_own_request_only(
     assert not base.get_submodule("encoder.layers.0")._forward_hooks
 
 
+def test_a_voice_taken_away_and_brought_back_meanwhile_answers(
+    shelf: Shelf, base: PreTrainedModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name means at last what it meant at first: not being there once is no reason to be refused."""
+    voice, get = shelf.voices[shelf.names["ann", "default"]], shelf.get
+    asked = []
+
+    def flickers(hash: str, tenant: str) -> Voice:
+        asked.append(hash)
+        if len(asked) == 1:
+            raise VoiceError("is not there")
+        return get(hash, tenant)
+
+    monkeypatch.setattr(shelf, "get", flickers)
+    (outcome,) = made(base, shelf, rows=1).scores(batch.features_BTF[:1], batch.len_B[:1], ["ann"])
+    assert_same(outcome.answer()[0], reference(base, batch, 0, voice))
+    assert len(asked) == 2
+
+
 def test_a_name_replaced_before_its_voice_was_loaded_is_the_new_voice(
     shelf: Shelf, base: PreTrainedModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ A voice that cannot run fails its own request and no other; nothing ever falls b
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -29,6 +29,8 @@ from manyvoice.submodels.voice import Voice
 # (tenant, hash): by content, so that a name that is given another voice never meets the old one's row; and by tenant,
 # so that no tenant's request depends on what another one has loaded
 Key = tuple[str, str]
+# A voice that cannot be loaded is asked for so many times more while its name still means it.
+_TRIES = 2
 # (method with its settings) at once; each has a bank of its own, and settings come from files that users hand in
 METHODS = 8
 
@@ -141,7 +143,7 @@ class Voices:
         outcomes = {b: Outcome(error=error) for b, error in errors.items()}
         loaded: dict[Key, Voice] = {}
         failed: dict[Key | None, ManyvoiceError] = {}
-        again = False
+        again, tried = False, Counter[Key | None]()
         while todo := {b: key for b, key in key_B.items() if b not in outcomes}:
             # what was on the device at first may be gone when its turn comes, so later rounds load all that is left
             missing = dict.fromkeys(key for key in todo.values() if key is not None and key not in loaded)
@@ -152,7 +154,10 @@ class Voices:
             outcomes |= {b: self._outcome(requests[b], logp[b], slot, ran) for b, slot in part.items()}
             lost = {b: failed[key] for b, key in todo.items() if key in failed}
             moved, _ = self._resolve({b: requests[b] for b in lost})
-            # replaced since it arrived: what the name meant may be gone, what it means now is an answer as good
+            # replaced since it arrived: what the name meant may be gone, what it means now is an answer as good; that
+            # may even be what it meant at first, taken away and brought back meanwhile
+            tried.update(set(moved.values()) & failed.keys())
+            failed = {key: error for key, error in failed.items() if tried[key] > _TRIES or key not in moved.values()}
             key_B |= (moved := {b: key for b, key in moved.items() if key not in failed})
             outcomes |= {b: Outcome(error=error) for b, error in lost.items() if b not in moved}
             again = True

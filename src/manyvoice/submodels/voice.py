@@ -123,6 +123,8 @@ class Voice:
             base, tokenizer, card = document["base"], document["tokenizer"], document["card"]
         except (SafetensorError, KeyError, TypeError, ValueError, UsageError) as error:
             raise VoiceError(f"{where}: is no voice that this version can read ({error})") from error
+        if not stored:
+            raise VoiceError(f"{where}: holds no tensors; make the voice again")
         _check_finite(stored, where)
         tensors: dict[Where, Tensor] = {}
         for name, tensor in stored.items():
@@ -179,10 +181,8 @@ def read_metadata(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    if not tensors:
-        raise VoiceError(f"{where}: holds no tensors; make the voice again")
     # one pass over all of them; which it was is asked only if something is wrong, or too large to be added up
-    together = torch.cat([t.reshape(-1).float() for t in tensors.values()])
+    together = torch.cat([torch.zeros(1), *(t.reshape(-1).float() for t in tensors.values())])
     if together.sum().isfinite():
         return
     for name, tensor in tensors.items():
