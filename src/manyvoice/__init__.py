@@ -24,20 +24,27 @@ if TYPE_CHECKING:
     from manyvoice.errors import ManyvoiceError
     from manyvoice.models.anatomy import anatomy_of
     from manyvoice.recipes.card import check_model
+    from manyvoice.recipes.personalize import Personalisation, personalize
     from manyvoice.recipes.sizes import load_size
     from manyvoice.recipes.train import train
     from manyvoice.recipes.transcribe import Transcript, transcribe
+    from manyvoice.recipes.voiced import load_voiced
+    from manyvoice.submodels.store import Store
+    from manyvoice.submodels.voice import Voice
 
 _WHERE = {
     "Arm": "decode.compare",
     "Corpus": "data.manifest",
     "Evaluation": "decode.evaluate",
     "ManyvoiceError": "errors",
+    "Personalisation": "recipes.personalize",
     "Recogniser": "decode.recogniser",
     "RunConfig": "config",
+    "Store": "submodels.store",
     "SynthSpec": "data.synth",
     "Transcript": "recipes.transcribe",
     "Utterance": "data.utterance",
+    "Voice": "submodels.voice",
     "anatomy_of": "models.anatomy",
     "check": "data.check",
     "check_model": "recipes.card",
@@ -46,8 +53,10 @@ _WHERE = {
     "import_corpus": "data.importers",
     "join_clips": "data.join",
     "load_size": "recipes.sizes",
+    "load_voiced": "recipes.voiced",
     "make_run": "config",
     "open_corpus": "data.manifest",
+    "personalize": "recipes.personalize",
     "read_run": "config",
     "synthesise": "data.synth",
     "synthesise_splits": "data.synth",
@@ -60,11 +69,14 @@ __all__ = [
     "Corpus",
     "Evaluation",
     "ManyvoiceError",
+    "Personalisation",
     "Recogniser",
     "RunConfig",
+    "Store",
     "SynthSpec",
     "Transcript",
     "Utterance",
+    "Voice",
     "anatomy_of",
     "check",
     "check_model",
@@ -73,8 +85,10 @@ __all__ = [
     "import_corpus",
     "join_clips",
     "load_size",
+    "load_voiced",
     "make_run",
     "open_corpus",
+    "personalize",
     "read_run",
     "synthesise",
     "synthesise_splits",

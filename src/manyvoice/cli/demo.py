@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ def demo(
         f"sizes         {', '.join(row['size'] for row in done.sizes)}  (manyvoice subnets {done.model} ls)",
         f"voices        {done.voices['kept']} of {done.voices['speakers']} kept, WER {done.voices['wer_before']:.0%} to"
         f" {done.voices['wer_after']:.0%}  (manyvoice voices {done.folder / 'voices' / 'voices'})",
+        *_receipt(done.receipt),
         f"corpus        {done.folder / 'speech'}",
         f"model         {done.model}  (README.md there is its card; stock Transformers loads it)",
         f"metrics       {done.folder / 'run' / 'metrics.jsonl'}, TensorBoard in {done.folder / 'run' / 'events'}",
@@ -40,6 +41,14 @@ def demo(
         f"              manyvoice check {done.model}",
     ]
     emit(done.as_dict(), as_json=as_json, text="\n".join(lines))
+
+
+def _receipt(receipt: dict[str, Any] | None) -> list[str]:
+    if receipt is None:
+        return []
+    base, voice = receipt["base"][:12], receipt["hash"][:12]
+    ran = f"{receipt['method']} at {len(receipt['sites_ran'])} sites"
+    return [f"receipt       base {base}, voice {receipt['voice']} {voice}, {ran}"]
 
 
 def add_to(app: typer.Typer) -> None:
