@@ -160,8 +160,9 @@ class Bank:
                 f"a submodel of {len(tensors)} tensors does not fit this bank of {self.method.name} with "
                 f"{len(expected)}; it was made with other settings or for another base"
             )
-        for where, p in self.tensors.items():
-            p[row] = tensors[where].to(p.device, p.dtype)
+        places = [p.detach()[row] for p in self.tensors.values()]
+        # one call for all: a submodel of a deep model has a hundred small tensors, and somebody waits for them
+        torch._foreach_copy_(places, [tensors[where] for where in self.tensors])
 
     @contextmanager
     def on(
