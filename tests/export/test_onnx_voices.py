@@ -276,12 +276,16 @@ def test_other_methods_on_the_whole_model(base: Recogniser, make_voice: MakeVoic
     )  # fmt: skip
     made = export_onnx(base, tmp_path / name, int8=True, voices=put)
     assert made.parity < 1e-4 and made.int8 is not None
-    expected = live(base, (base, Plan(layers=(0, 1, 2))), voices, [1, 0, 2, 1])
+    owners = [1, 0, 2, 1]
+    expected = live(base, (base, Plan(layers=(0, 1, 2))), voices, owners)
     x_BTF, len_B = sound_again()
-    rows = rows_of(base, voices, [1, 0, 2, 1])
-    found, lengths = run(made.model, x_BTF, len_B, rows)
+    found, lengths = run(made.model, x_BTF, len_B, rows_of(base, voices, owners))
+    every = rows_of(base, voices, [0, 1, 2])
     for b, n in enumerate(lengths):
         torch.testing.assert_close(torch.from_numpy(found[b, :n]), expected.x[b, :n], atol=1e-4, rtol=0)
-        small, _ = run(made.int8, x_BTF[b : b + 1, : LENGTHS[b]], len_B[b : b + 1], rows[b : b + 1])
-        # int8 is coarse where untrained voices edit strongly: near on average, if not everywhere
-        assert float((torch.from_numpy(small[0]) - expected.x[b, :n]).abs().mean()) < 0.1
+        one = x_BTF[b : b + 1, : LENGTHS[b]], len_B[b : b + 1]
+        answers = [torch.from_numpy(run(made.int8, *one, every[k : k + 1])[0][0]) for k in range(3)]
+        # int8 is coarse, on some processors more than on others, yet far nearer to its voice than the other voices are
+        off = [float((answer - expected.x[b, :n]).abs().mean()) for answer in answers]
+        mine = off.pop(owners[b])
+        assert mine < 0.15 * min(off), (mine, off)
