@@ -48,6 +48,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "ScaledAdam and Eden": {"optimizer": {"name": "scaledadam", "schedule": "eden"}},
     "no sandwich": {"elastic": {"sandwich": False, "distill": "none"}},
     "AlphaNet's three others": {"elastic": {"others": 3}},
+    "others at 0.3": {"elastic": {"weight": 0.3}},
+}
+# Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
+SHAPES: dict[str, dict[str, int]] = {
+    "digits": {},
+    "commands": {"hidden_size": 96, "intermediate_size": 384, "subsampling_factor": 8, "subsampling_conv_channels": 16},
 }
 SCALED = 100.0  # ScaledAdam's rates are relative to a tensor's size: about so many times AdamW's
 VOICES, UTTERANCES = 60, 30_000
@@ -124,7 +130,7 @@ def settings(bench: Bench, name: str, output: Path, seed: int, lr: float) -> dic
         "seed": seed,
         "corpus": {"train": train, "dev": dev, "licence": "CC-BY-SA-4.0"},
         "tokenizer": {"kind": "words", "size": 2000},
-        "model": {"settings": shape | (toy if bench.toy else {})},
+        "model": {"settings": shape | (toy if bench.toy else SHAPES[name])},
         "augment": {"freq_masks": 1, "time_masks": 1},
         "batch": {"seconds": float(bench.option("seconds", "40"))},
         "optimizer": {"lr": lr, "warmup": 0.2},

@@ -131,6 +131,7 @@ class ElasticConfig(_Section):
         named: share of random draws that are one of the sizes; the others are any uniform subnet between them.
         distill: what the others learn from the largest of the same step: adaptive alpha-divergence, KL, or nothing.
         hard: share of the labels in what they learn from.
+        weight: of each of the others' losses beside the largest's.
         dropout: rates follow the kept width.
         sandwich: without it a step trains one size alone.
     """
@@ -140,6 +141,7 @@ class ElasticConfig(_Section):
     named: Share = 0.5
     distill: Literal["alpha", "kl", "none"] = "alpha"
     hard: Share = 0.5
+    weight: Annotated[float, Field(gt=0, le=10)] = 1.0
     dropout: bool = True
     sandwich: bool = True
 

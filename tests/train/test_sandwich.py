@@ -40,11 +40,11 @@ def batch(ragged: Callable[..., Batch]) -> Batch:
     return ragged([60, 44], [[1, 2, 3], [4, 5]])
 
 
-def passes_of(model: Any, *, sampler: Any = None, distill: str = "alpha", hard: float = 0.5) -> SupernetPasses:
+def passes_of(model: Any, *, sampler: Any = None, distill: str = "alpha", hard: float = 0.5, weight: float = 1.0) -> SupernetPasses:
     elastic = Elastic(model)
     sizes = nested_sizes(Grid(model, elastic.family), [1.0, 0.6, 0.3])
     sampler = sampler(sizes, seed=0) if sampler else Sandwich(sizes, seed=0, others=2)
-    return SupernetPasses(elastic, sampler, distill=distill, hard=hard, dropout=True)  # type: ignore[arg-type]
+    return SupernetPasses(elastic, sampler, distill=distill, hard=hard, dropout=True, weight=weight)  # type: ignore[arg-type]
 
 
 def gradients(model: Any, passes: SupernetPasses, batch: Batch) -> dict[str, Tensor]:
@@ -55,9 +55,13 @@ def gradients(model: Any, passes: SupernetPasses, batch: Batch) -> dict[str, Ten
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("distill", "hard"), [("alpha", 0.5), ("kl", 0.0), ("none", 0.5), ("alpha", 0.0)])
-def test_the_gradient_is_the_sum_over_the_subnets(model: Any, batch: Batch, distill: str, hard: float) -> None:
-    passes = passes_of(model, distill=distill, hard=hard)
+@pytest.mark.parametrize(
+    ("distill", "hard", "weight"), [("alpha", 0.5, 1.0), ("kl", 0.0, 1.0), ("none", 0.5, 1.0), ("alpha", 0.0, 0.3)]
+)
+def test_the_gradient_is_the_sum_over_the_subnets(
+    model: Any, batch: Batch, distill: str, hard: float, weight: float
+) -> None:
+    passes = passes_of(model, distill=distill, hard=hard, weight=weight)
     found = gradients(model, passes, batch)
     model.zero_grad(set_to_none=True)
     scores = scores_of(model, batch)
@@ -73,7 +77,7 @@ def test_the_gradient_is_the_sum_over_the_subnets(model: Any, batch: Batch, dist
             if distill != "none":
                 how = adaptive_alpha if distill == "alpha" else kl
                 total = total + (1 - share) * frames_distilled(how, teacher, scores.x, scores.mask_BT())
-            (share_B * total).sum().backward()
+            (weight * (share_B * total).sum()).backward()
     for n, p in model.named_parameters():
         assert (p.grad is None) == (n not in found)
         if p.grad is not None:

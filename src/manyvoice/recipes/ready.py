@@ -59,6 +59,7 @@ def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, config: Run
         sampler,
         distill=settings.distill,
         hard=settings.hard,
+        weight=settings.weight,
         dropout=settings.dropout,
         flat_start=config.train.flat_start,
     )

@@ -34,7 +34,7 @@ class Sampler(Protocol):
 
 @final
 class SupernetPasses:
-    """CTC on the first subnet of the step; w (hard x CTC + (1 - hard) x divergence from it) on the others.
+    """CTC on the first subnet of the step; weight x w (hard x CTC + (1 - hard) x divergence from it) on the others.
 
     TODM (arXiv:2309.01947) after AlphaNet (arXiv:2102.07954). Each pass is back-propagated before the next begins, and
     inside its own narrowing, so memory is that of the largest alone. The divergence is summed over frames. w is how
@@ -45,6 +45,7 @@ class SupernetPasses:
     Args:
         distill: adaptive alpha-divergence, plain KL, or none: then the labels alone.
         hard: share of the labels in what the others learn from.
+        weight: of each of the others' losses beside the first's.
         dropout: rates follow the kept width.
         flat_start: the first subnet's CTC has one.
     """
@@ -57,11 +58,13 @@ class SupernetPasses:
         distill: Distillation,
         hard: float,
         dropout: bool,
+        weight: float = 1.0,
         flat_start: bool = True,
     ) -> None:
         self.elastic, self.sampler, self.dropout = elastic, sampler, dropout
         self.ctc = flat_ctc_of if flat_start else ctc_of
         self.divergence = DIVERGENCES.get(distill)
+        self.weight = weight
         self.hard = hard if self.divergence is not None else 1.0
         self.blank = elastic.family.blank(elastic.model)
 
@@ -94,7 +97,7 @@ class SupernetPasses:
                 total = (share_B * loss_B).sum()
                 told += float(total.detach()) / len(others)
                 del scores
-                yield Loss(total, batch.token_len_B.sum(), {"loss_subnets": told})
+                yield Loss(self.weight * total, batch.token_len_B.sum(), {"loss_subnets": told})
 
     def around_update(self, optimizer: Optimizer) -> Callable[[int], AbstractContextManager[object]]:
         """Holds still, while the optimiser steps, what is outside of the step's subnets."""
