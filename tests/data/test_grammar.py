@@ -40,7 +40,7 @@ def test_every_symbol_is_defined_and_used(language: str) -> None:
 
 
 def test_english_commands_have_hundreds_of_words_and_tens_of_thousands_of_sentences() -> None:
-    assert len(vocabulary(COMMANDS["en"])) > 500
+    assert len(vocabulary(COMMANDS["en"])) > 1000
     assert combinations(COMMANDS["en"]) > 100_000
     assert len({phrase.text for phrase in draw(2_000)}) > 1_500
 

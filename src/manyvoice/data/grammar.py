@@ -33,73 +33,95 @@ def _table(**symbols: str) -> dict[str, list[str]]:
 
 
 ENGLISH_COMMANDS: Grammar = _table(
-    command="""<polite> <home>|<home>|<polite> <people>|<people>|<media>|<polite> <travel>|<travel>|<shop>|<time>|<ask>
-        |<home> and <home>|<media> in the <room>""",
+    command="""<polite> <home>|<home>|<polite> <people>|<people>|<media>|<polite> <travel>|<travel>|<shop>|<time>
+        |<ask>|<health>|<nature>|<things>|<work>|<home> and <home>|<media> in the <room>""",
     polite="please|could you|would you please|can you|kindly|i want you to|go ahead and",
     home="""<switch> the <room> <device>|<switch> the <device> in the <room>|<open> the <room> <opening>
-        |<switch> every <device>
-        |set the <room> <dial> to <number> <unit>|<change> the <room> <dial> by <number> <unit>|make the <room> <feel>
-        |paint the <room> lamps <colour>|<clean> the <room> floor""",
+        |<switch> every <device>|set the <room> <dial> to <number> <unit>
+        |<change> the <room> <dial> by <number> <unit>|make the <room> <feel>|paint the <room> lamps <colour>
+        |<clean> the <room> floor""",
     switch="turn on|turn off|switch on|switch off|start|stop|pause|restart|reset|unplug|enable|disable",
     open="open|close|lock|unlock|check|shut",
     change="raise|lower|increase|reduce|boost",
     clean="vacuum|sweep|mop|polish|scrub",
-    room="""kitchen|bedroom|living room|bathroom|garage|garden|hallway|office|attic|basement|nursery|dining room|library
-        |laundry|cellar|balcony|porch|studio|workshop|pantry|guest room|playroom|terrace|greenhouse""",
+    room="""kitchen|bedroom|living room|bathroom|garage|garden|hallway|office|attic|basement|nursery|dining room
+        |library|laundry|cellar|balcony|porch|studio|workshop|pantry|guest room|playroom|terrace|greenhouse""",
     device="""light|lamp|fan|heater|oven|kettle|toaster|radio|television|speaker|camera|alarm|dishwasher|freezer|dryer
-        |sprinkler|humidifier|projector|printer|charger|fireplace|chandelier|microwave|computer|monitor|router""",
+        |sprinkler|humidifier|projector|printer|charger|fireplace|chandelier|microwave|computer|monitor|router
+        |amplifier|blender|boiler|doorbell|fountain|grill|intercom|juicer|keyboard|lantern|mixer|modem|scanner|stereo
+        |stove|telephone|treadmill|turntable|ventilator|washer|shredder|laptop|tablet|purifier|jukebox""",
     opening="door|window|blinds|curtains|shutters|gate|skylight|cupboard|drawer|safe",
     dial="temperature|brightness|volume|humidity|thermostat|heating",
     unit="percent|degrees|points|steps",
     feel="warmer|cooler|brighter|darker|quieter|louder|cosier|drier",
-    colour="red|blue|green|yellow|purple|orange|white|pink|turquoise|violet|amber|crimson|golden|silver",
+    colour="""red|blue|green|yellow|purple|orange|white|pink|turquoise|violet|amber|crimson|golden|silver|beige|black
+        |bronze|brown|grey|indigo|lavender|magenta|maroon|scarlet|copper""",
     people="""call <name>|call <name> at <place>|text <name> that <news>|send <name> a <message>
-        |invite <name> to the <event>
-        |tell <name> that <news>|remind <name> about the <event> <day>|forward this <message> to <name> and <name>""",
+        |invite <name> to the <event>|tell <name> that <news>|remind <name> about the <event> <day>
+        |forward this <message> to <name> and <name>""",
     name="""alice|robert|susan|michael|emma|oliver|charlotte|henry|grace|thomas|sophie|daniel|hannah|peter|laura
-        |george|julia
-        |martin|rachel|victor|amelia|frank|olivia|samuel|diana|walter|nora|philip|clara|edward|my mother|my father
-        |my sister|my brother|my neighbour|my boss|the dentist|the plumber|the doctor|the teacher""",
+        |george|julia|martin|rachel|victor|amelia|frank|olivia|samuel|diana|walter|nora|philip|clara|edward|my mother
+        |my father|my sister|my brother|my neighbour|my boss|the dentist|the plumber|the doctor|the teacher|abigail
+        |adam|albert|alfred|amanda|andrew|angela|anthony|arthur|barbara|benjamin|caroline|catherine|christopher|david
+        |deborah|dorothy|elizabeth|eleanor|eric|gregory|harold|helen|isabel|jacob|james|jennifer|jonathan|joseph|karen
+        |leonard|louise|lucy|margaret|marcus|matthew|natalie|nicholas|patricia|rebecca|richard|rosemary|sebastian
+        |simon|stephen|stella|theodore|timothy|ursula|valerie|vincent|vivian|william|winifred|zachary""",
     place="home|work|school|the hospital|the hotel|the airport|the station|the bakery",
     news="""dinner is ready|the train is late|i am on my way|the meeting is over|we need more <food>
-        |the parcel has arrived
-        |the <device> is broken|it will rain <day>|i forgot the keys|the children are asleep""",
+        |the parcel has arrived|the <device> is broken|it will rain <day>|i forgot the keys|the children are asleep""",
     message="message|photograph|letter|postcard|recording|document|reminder|invitation",
-    event="party|wedding|concert|meeting|lecture|picnic|interview|rehearsal|funeral|festival|birthday|reunion",
-    media="""play some <genre>|play <genre> by <artist>|skip this <piece>|repeat the last <piece>|play the next <piece>
-        |find a <genre> <piece>|download the <piece> from <day>|add this <piece> to my <list> list""",
-    genre="jazz|rock|blues|opera|folk|country|reggae|classical|ambient|electronic|gospel|disco|metal|soul|swing|techno",
-    artist="bach|mozart|chopin|vivaldi|ellington|armstrong|beethoven|schubert|handel|gershwin",
-    piece="song|album|track|podcast|episode|chapter|playlist|story|film|interview",
+    event="""party|wedding|concert|meeting|lecture|picnic|interview|rehearsal|funeral|festival|birthday|reunion
+        |audition|banquet|carnival|ceremony|championship|conference|debate|election|exhibition|graduation|marathon
+        |parade|seminar|tournament|auction""",
+    media="""play some <genre>|play <genre> by <artist>|skip this <piece>|repeat the last <piece>
+        |play the next <piece>|find a <genre> <piece>|download the <piece> from <day>
+        |add this <piece> to my <list> list""",
+    genre="""jazz|rock|blues|opera|folk|country|reggae|classical|ambient|electronic|gospel|disco|metal|soul|swing
+        |techno|ballet|bluegrass|flamenco|grunge|polka|punk|salsa|samba|tango|waltz|choral|lullaby""",
+    artist="""bach|mozart|chopin|vivaldi|ellington|armstrong|beethoven|schubert|handel|gershwin|brahms|debussy|grieg
+        |haydn|liszt|mahler|puccini|purcell|rossini|sibelius|strauss|verdi|wagner""",
+    piece="""song|album|track|podcast|episode|chapter|playlist|story|film|interview|sonata|symphony|trailer|ballad
+        |anthem|overture""",
     list="favourite|morning|evening|workout|driving|sleeping|cooking",
     travel="""drive to the <where>|show the fastest route to the <where>|how far is the <where>|avoid the <road>
         |find a <where> near <city>|book a <ticket> to <city> <day>|when does the <vehicle> to <city> leave
         |park near the <where>""",
     where="""airport|museum|harbour|stadium|market|theatre|restaurant|pharmacy|bank|castle|zoo|university|beach|bridge
-        |church
-        |cinema|factory|forest|lighthouse|monastery|palace|village|waterfall|mountain""",
+        |church|cinema|factory|forest|lighthouse|monastery|palace|village|waterfall|mountain|aquarium|arena|bakery
+        |barracks|cathedral|cave|cemetery|clinic|college|courthouse|dam|embassy|farm|fairground|fortress|gallery
+        |glacier|gymnasium|hospital|island|jail|lagoon|lake|marina|mill|mosque|observatory|orchard|pier|planetarium
+        |playground|quarry|racecourse|ruins|shipyard|synagogue|temple|theme park|valley|vineyard|volcano|warehouse
+        |windmill""",
     road="motorway|tunnel|ferry|toll road|city centre|roundabout|construction site",
     ticket="flight|room|table|taxi|seat|cabin|train ticket|ferry ticket",
     vehicle="bus|train|ferry|tram|plane|boat|coach|shuttle",
     city="""london|paris|berlin|madrid|vienna|dublin|oslo|athens|lisbon|prague|boston|chicago|denver|seattle|toronto
-        |sydney
-        |tokyo|cairo|nairobi|mumbai|singapore|edinburgh|manchester|glasgow""",
+        |sydney|tokyo|cairo|nairobi|mumbai|singapore|edinburgh|manchester|glasgow|amsterdam|ankara|bangkok|barcelona
+        |beijing|belfast|bergen|bristol|brussels|budapest|calcutta|copenhagen|dallas|florence|geneva|hamburg|hanoi
+        |havana|helsinki|istanbul|jakarta|johannesburg|kingston|kyoto|lagos|lima|liverpool|marrakesh|melbourne|miami
+        |montreal|moscow|munich|naples|ottawa|philadelphia|rome|santiago|shanghai|stockholm|vancouver|venice|warsaw
+        |zurich""",
     shop="""add <number> <package> of <food> to the basket|buy <food> and <food>
-        |order <number> <package> of <food> for <name>
-        |remove the <food> from the shopping list|how much does <food> cost|we are out of <food>""",
+        |order <number> <package> of <food> for <name>|remove the <food> from the shopping list
+        |how much does <food> cost|we are out of <food>""",
     package="bottles|boxes|bags|cans|packets|jars|crates|pounds|cups|slices",
     food="""milk|bread|butter|cheese|rice|sugar|salt|pepper|coffee|tea|honey|apples|bananas|oranges|grapes|lemons
-        |tomatoes
-        |potatoes|carrots|onions|garlic|spinach|mushrooms|chicken|salmon|noodles|flour|yoghurt|chocolate|biscuits
-        |almonds
-        |strawberries|cucumbers|lettuce|vinegar|mustard|olives|lentils|pumpkin|cinnamon""",
+        |tomatoes|potatoes|carrots|onions|garlic|spinach|mushrooms|chicken|salmon|noodles|flour|yoghurt|chocolate
+        |biscuits|almonds|strawberries|cucumbers|lettuce|vinegar|mustard|olives|lentils|pumpkin|cinnamon|apricots
+        |asparagus|avocados|bacon|barley|basil|beans|beef|beetroot|blackberries|broccoli|cabbage|cashews|cauliflower
+        |celery|cherries|chickpeas|coconuts|cranberries|cream|dates|figs|fennel|ginger|ham|hazelnuts|jam|kale|lamb
+        |leeks|limes|mackerel|mangoes|melons|mint|nutmeg|oats|oregano|papaya|parsley|peaches|peanuts|pears|peas
+        |pineapples|plums|pork|prawns|radishes|raisins|raspberries|saffron|sardines|sausages|sesame|shrimp|tofu|trout
+        |tuna|turnips|vanilla|walnuts|zucchini""",
     time="""wake me up at <clock>|set a timer for <number> minutes|set an alarm for <clock> <day>
-        |remind me to <chore> <day>
-        |remind me to <chore> at <clock>|cancel the alarm <day>|postpone the <event> until <day>
-        |what happens <day> at <clock>""",
+        |remind me to <chore> <day>|remind me to <chore> at <clock>|cancel the alarm <day>
+        |postpone the <event> until <day>|what happens <day> at <clock>""",
     chore="""water the plants|feed the cat|walk the dog|pay the rent|wash the car|take my medicine|empty the bins
-        |charge the phone
-        |renew my passport|return the books|cut the grass|fix the bicycle|iron the shirts|bake a cake""",
+        |charge the phone|renew my passport|return the books|cut the grass|fix the bicycle|iron the shirts|bake a cake
+        |polish my shoes|sharpen the knives|paint the fence|hang the pictures|sign the contract|sell the piano
+        |visit my grandmother|finish my homework|order new glasses|clean the chimney|trim the hedge|sew the buttons
+        |fold the towels|pack my suitcase|practise the violin|mend the ladder|weigh the puppy|thank my uncle
+        |collect the tickets""",
     clock="<hour> o'clock|half past <hour>|quarter to <hour>|<hour> fifteen|<hour> forty five|noon|midnight",
     hour="one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve",
     number="""<hour>|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|<tens>|<tens> <unit_digit>
@@ -107,15 +129,42 @@ ENGLISH_COMMANDS: Grammar = _table(
     tens="twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety",
     unit_digit="one|two|three|four|five|six|seven|eight|nine",
     day="""today|tomorrow|tonight|on monday|on tuesday|on wednesday|on thursday|on friday|on saturday|on sunday
-        |next week
-        |next month|this afternoon|in january|in march|in june|in august|in october|in december""",
+        |next week|next month|this afternoon|in january|in march|in june|in august|in october|in december""",
     ask="""what is the weather in <city> <day>|will it <rain> <day>|what time is it in <city>|who is calling
-        |how old is <name>
-        |translate <food> into <tongue>|how do you say <colour> in <tongue>|what is <number> <sum> <number>
-        |spell <where>""",
+        |how old is <name>|translate <food> into <tongue>|how do you say <colour> in <tongue>
+        |what is <number> <sum> <number>|spell <where>""",
     rain="rain|snow|freeze|be sunny|be windy|be foggy|thunder",
-    tongue="french|german|spanish|italian|portuguese|russian|japanese|arabic|swedish|greek|turkish|welsh",
+    tongue="""french|german|spanish|italian|portuguese|russian|japanese|arabic|swedish|greek|turkish|welsh|bengali
+        |czech|danish|dutch|finnish|hebrew|hindi|hungarian|korean|latin|norwegian|persian|polish|swahili|thai
+        |ukrainian|vietnamese""",
     sum="plus|minus|times|divided by",
+    health="""book an appointment with the <specialist> <day>|i have a <ache>|log <number> minutes of <sport>
+        |how far did i <move> <day>|how many calories are in <food>|when does the <sport> start""",
+    specialist="cardiologist|dermatologist|optician|surgeon|midwife|nurse|pharmacist|psychiatrist|veterinarian",
+    ache="headache|fever|cough|toothache|rash|blister|migraine|sprained ankle|sore throat",
+    sport="""archery|badminton|baseball|basketball|boxing|climbing|cricket|fencing|football|golf|gymnastics|handball
+        |hockey|judo|karate|lacrosse|rowing|rugby|sailing|skating|skiing|snooker|squash|surfing|swimming|tennis
+        |volleyball|wrestling|yoga""",
+    move="run|walk|swim|cycle|jog",
+    nature="""show me a picture of the <animal>|how fast is the <animal>|what sound does the <animal> make
+        |where does the <animal> live|which is heavier the <animal> or the <animal>""",
+    animal="""alligator|badger|beaver|buffalo|camel|cheetah|chimpanzee|cobra|crocodile|dolphin|donkey|eagle|elephant
+        |falcon|flamingo|fox|frog|gazelle|giraffe|gorilla|hamster|hawk|hedgehog|heron|hippopotamus|jaguar|kangaroo
+        |koala|leopard|lion|lizard|lobster|meerkat|monkey|moose|octopus|ostrich|otter|owl|panda|parrot|peacock|pelican
+        |penguin|porcupine|rabbit|raccoon|reindeer|rhinoceros|scorpion|seal|shark|sparrow|squirrel|swan|tiger|tortoise
+        |turtle|vulture|walrus|weasel|whale|wolf|woodpecker|zebra""",
+    things="""find my <garment>|order a <colour> <garment> for <name>|where is the <tool>|how do i use a <tool>
+        |put the <tool> and the <tool> on my <list> list""",
+    garment="""apron|belt|blouse|boots|bracelet|cardigan|coat|dress|earrings|gloves|hat|helmet|jacket|jeans|jumper
+        |necklace|pyjamas|raincoat|sandals|scarf|skirt|slippers|socks|sunglasses|sweater|tie|trousers|umbrella|uniform
+        |wallet""",
+    tool="""axe|bucket|chisel|compass|crowbar|drill|hammer|hose|ladder|microscope|needle|paintbrush|pliers|pulley|rake
+        |ruler|saw|scissors|screwdriver|shovel|spanner|stapler|tape|telescope|toothbrush|torch|tweezers|wheelbarrow
+        |wrench""",
+    work="what does a <job> earn|find me a <job> near <city>|i want to become a <job>|ask the <job> about the <event>",
+    job="""accountant|architect|astronaut|baker|barber|butcher|carpenter|electrician|engineer|farmer|firefighter
+        |florist|gardener|journalist|judge|lawyer|librarian|mechanic|musician|painter|photographer|pilot|postman
+        |sailor|scientist|sculptor|secretary|tailor|translator|waiter|welder""",
 )
 
 _CHINESE_NUMBER = {
