@@ -24,7 +24,7 @@ from manyvoice.data.buckets import plane_bins
 from manyvoice.data.plan import Plan
 from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import Aim, Bench
-from manyvoice.train.accounting import large_blocks_apart, release, resident, resident_peak
+from manyvoice.train.accounting import Leftovers, large_blocks_apart, resident_peak
 from manyvoice.train.distributed import start
 from manyvoice.train.memory import Shape, Trial, bracket, fit_by_counting
 from manyvoice.train.objective import ctc, one_pass
@@ -132,12 +132,11 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         shape = Shape(frames=asked["frames"], tokens=asked["tokens"])
         return {"peak": max(peak(trial, shape, asked["size"]) for _ in range(3))}
     plan = Plan(corpus="", durations_N=d, tokens_N=u, bins=bins, sizes=tuple(asked["sizes"]), layout="neighbourhood")
-    peaks = []
+    peaks, tidy = [], Leftovers(limit)
     for batch in (micro for step in plan.epoch(0) for micro in step):
         shape = Shape(frames=round(100 * d[batch].max()), tokens=int(u[batch].max()))
         peaks.append(peak(trial, shape, len(batch)))
-        if resident() > limit:  # as the training loop does
-            release()
+        tidy()  # as the training loop does
     return {"peak": max(peaks), "median": float(np.median(peaks)), "batches": len(peaks),
             "over": sum(p > limit for p in peaks)}  # fmt: skip
 

@@ -6,6 +6,10 @@
     manyvoice bench submodels part=digits         a voice for each digit speaker that its base has never heard
     manyvoice bench submodels part=sentences base=MODEL
                                                   65 speakers, 2, 4 and 8 sentences; MODEL from `bench sentences`
+    manyvoice bench submodels part=people base=MODEL
+                                                  64 synthetic speakers, half of them atypical, 2, 4 and 8 commands
+                                                  each, and some of them in a job each; MODEL has learned commands, as
+                                                  those of `bench supernet corpus=commands` have
     manyvoice bench submodels part=sizes base=SUPERNET
                                                   voices trained across sizes against voices of one size alone
 
@@ -33,6 +37,7 @@ import torch
 from manyvoice.config import make_run
 from manyvoice.data.join import join_clips
 from manyvoice.data.manifest import Corpus, open_corpus
+from manyvoice.data.synth import SynthSpec, synthesise
 from manyvoice.decode.compare import Arm, compare
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
@@ -60,12 +65,18 @@ ADAPT_CLIPS, CHOOSE_CLIPS, ADAPT_STRINGS, CHOOSE_STRINGS = 90, 30, 160, 30
 SPLIT = Split(choose=2, test=10, seed=0)
 SENTENCES = (2, 4, 8)
 ADULT = 16
+# Synthetic people: (seed, speakers, utterances of each); half of them are simulated atypical speakers. None is among
+# the voices that bases have heard, whose seed is 0. 54 commands of each of 64 speakers are 20,000 words to report on.
+PEOPLE = {"space": (11, 96, 14), "choose": (12, 16, 64), "report": (13, 64, 64)}
+PEOPLE_SPLIT = Split(choose=2, test=54, seed=0)
+IN_A_JOB_EACH = 8
 
 
 def run(bench: Bench) -> None:
     """The part asked for, then the aims from the newest rows."""
     parts: dict[str, Callable[[Bench], None]] = {
         "throughput": throughput, "hours": hours, "digits": digits, "sentences": sentences, "sizes": sizes,
+        "people": people,
     }  # fmt: skip
     wanted = bench.option("part", "throughput")
     for name in wanted.split(","):
@@ -307,35 +318,93 @@ def digit_corpus(bench: Bench, speaker: str, bases: Path) -> Corpus:
 
 
 def sentences(bench: Bench) -> None:
-    """The reporting speakers by one bank for each number of sentences; and one job for each of a few speakers."""
-    base = bench.option("base", "")
+    """The reporting speakers of the sentences by one bank for each number of sentences."""
     which = bench.option("on", "dev")
     corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl" if which == "dev" else which)
-    ages = {str(u.speaker): float(u.extra.get("age", 0)) for u in corpus}
-    rounds, lr = int(bench.option("rounds", "60")), float(bench.option("lr", "1e-3"))
-    schedule = Schedule(rounds=rounds, utterances=4, lr=lr, every=5, patience=3)
+    adults = {str(u.speaker) for u in corpus if float(u.extra.get("age", 0)) >= ADULT}
+    for count in counts(bench):
+        wish = few_wish(bench, replace(SPLIT, adapt=count), rounds=60, licence="Apache-2.0")
+        found, minutes = job(bench, f"sentences-{Path(which).stem}-{count}", corpus, wish)
+        bench_groups(bench, found, {"adults": adults, "children": set(corpus.speakers()) - adults}, kind="sentences",
+                     on=Path(which).stem, adapt=count, minutes=minutes, **told(wish))  # fmt: skip
+
+
+def people(bench: Bench) -> None:
+    """Synthetic speakers that the base has not heard, by one bank for each number of commands; some by themselves."""
+    which = bench.option("on", "report")
+    corpus = open_corpus(spoken(bench, which))
+    atypical = {str(u.speaker) for u in corpus if u.extra.get("simulated")}
+    alone = sorted(corpus.speakers())[:: max(1, len(corpus.speakers()) // (2 if bench.toy else IN_A_JOB_EACH))]
+    for count in counts(bench):
+        split = replace(PEOPLE_SPLIT, adapt=count, test=1 if bench.toy else PEOPLE_SPLIT.test)
+        wish = few_wish(bench, split, rounds=60, licence="CC-BY-SA-4.0")
+        found, minutes = job(bench, f"people-{which}-{count}", corpus, wish)
+        row = {"kind": "people", "on": which, "adapt": count, **told(wish)}
+        groups = {"atypical": atypical, "typical": set(corpus.speakers()) - atypical, "in a job each": set(alone)}
+        bench_groups(bench, found, groups, arm="one job for all", minutes=minutes, **row)
+        if count == max(SENTENCES) and bench.option("jobs", "1") == "1":
+            each = [
+                job(bench, f"people-{which}-{count}-{name}", corpus.where(lambda u, name=name: u.speaker == name), wish)
+                for name in alone
+            ]
+            minutes = round(sum(taken for _, taken in each), 2)
+            outcomes = [outcome for found, _ in each for outcome in found]
+            bench_groups(bench, outcomes, {"in a job each": set(alone)}, arm="a job each", minutes=minutes, **row)
+
+
+def spoken(bench: Bench, which: str) -> Path:
+    """Manifest of synthetic people, spoken if it is not there."""
+    seed, speakers, each = (PEOPLE[which][0], 4, 5) if bench.toy else PEOPLE[which]
+    folder = bench.work / "people" / which
+    if (folder / "manifest.jsonl").exists():
+        return folder / "manifest.jsonl"
+    spec = SynthSpec(
+        utterances=speakers * each, speakers=speakers, atypical=speakers // 2, noise=0.5, room=0.5, snr_db=(10, 25),
+        seed=seed,
+    )  # fmt: skip
+    return synthesise(spec, folder, progress=lambda done, n: bench.watcher.progress("speaking", done, n))
+
+
+def counts(bench: Bench) -> list[int]:
+    """How many utterances a voice learns from."""
+    return [int(k) for k in bench.option("adapt", ",".join(map(str, SENTENCES))).split(",")]
+
+
+def few_wish(bench: Bench, split: Split, *, rounds: int, licence: str) -> Personalisation:
+    """What is done for speakers with a few utterances."""
+    rounds, lr = int(bench.option("rounds", str(rounds))), float(bench.option("lr", "1e-3"))
     method = bench.option("method", "adapter")
-    settings: dict[str, Any] = {} if method == "scale" else {"rank": int(bench.option("rank", "16"))}
-    for count in [int(k) for k in bench.option("adapt", ",".join(map(str, SENTENCES))).split(",")]:
-        wish = Personalisation(
-            method=method, settings=settings, split=replace(SPLIT, adapt=count), schedule=schedule,
-            licence="Apache-2.0", masks=bench.option("masks", "1") == "1",
-        )  # fmt: skip
-        output = fresh(bench, f"sentences-{Path(which).stem}-{count}", wish)
-        started = time.perf_counter()
-        outcomes = personalize(base, corpus, output, wish, watcher=bench.watcher).outcomes
-        minutes = (time.perf_counter() - started) / 60
-        for group, chosen in {
-            "all": outcomes,
-            "adults": [o for o in outcomes if ages[o.speaker] >= ADULT],
-            "children": [o for o in outcomes if ages[o.speaker] < ADULT],
-        }.items():
-            if chosen:
-                bench.row(
-                    seed=0, kind="sentences", on=Path(which).stem, adapt=count, group=group, rounds=rounds,
-                    lr=lr, masks=wish.masks, method=method, settings=settings, minutes=round(minutes, 1),
-                    **pooled(chosen),
-                )  # fmt: skip
+    return Personalisation(
+        method=method, settings={} if method == "scale" else {"rank": int(bench.option("rank", "16"))}, split=split,
+        schedule=Schedule(rounds=rounds, utterances=4, lr=lr, every=5, patience=3), licence=licence,
+        masks=bench.option("masks", "1") == "1",
+    )  # fmt: skip
+
+
+def told(wish: Personalisation) -> dict[str, Any]:
+    """Settings in a row."""
+    return {
+        "rounds": wish.schedule.rounds, "lr": wish.schedule.lr, "masks": wish.masks, "method": wish.method,
+        "settings": wish.settings,
+    }  # fmt: skip
+
+
+def job(bench: Bench, name: str, corpus: Corpus, wish: Personalisation) -> tuple[list[Outcome], float]:
+    """One job's outcomes, and its minutes."""
+    started = time.perf_counter()
+    found = personalize(
+        bench.option("base", ""), corpus, fresh(bench, name, wish), wish, watcher=bench.watcher
+    ).outcomes
+    return list(found), round((time.perf_counter() - started) / 60, 2)
+
+
+def bench_groups(bench: Bench, outcomes: list[Outcome], groups: dict[str, set[str]], **row: Any) -> None:
+    """A row for all, and one for each group that has somebody in it and not everybody."""
+    parts = {"all": outcomes} if len(outcomes) > len(groups.get("in a job each", ())) else {}
+    parts |= {name: [o for o in outcomes if o.speaker in members] for name, members in groups.items()}
+    for name, chosen in parts.items():
+        if chosen:
+            bench.row(seed=0, group=name, **row, **pooled(chosen))
 
 
 def fresh(bench: Bench, name: str, wish: Personalisation) -> Path:

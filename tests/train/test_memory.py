@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from manyvoice.errors import UsageError
 from manyvoice.models.parakeet import FAMILY, PRESETS
+from manyvoice.train import accounting
 from manyvoice.train.accounting import peak_bytes, resident, resident_peak
 from manyvoice.train.distributed import start
 from manyvoice.train.memory import (
@@ -198,6 +199,22 @@ def test_the_most_a_process_held_is_measured() -> None:
     if (peak := resident_peak(lambda: torch.ones(60 * 2**20, dtype=torch.uint8).sum())) is None:
         pytest.skip("this system does not tell how much a process held at most")
     assert peak - resident() > 40 * 2**20
+
+
+def test_leftovers_go_back_once_they_are_a_twentieth_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, given = [500], []
+
+    def release() -> None:
+        given.append(held[0])
+        held[0] = 400
+
+    monkeypatch.setattr(accounting, "resident", lambda: held[0])
+    monkeypatch.setattr(accounting, "release", release)
+    tidy = accounting.Leftovers(1000)
+    for now in (500, 450, 451, 420, 600):
+        held[0] = now
+        tidy()
+    assert given == [500, 451, 600]
 
 
 def test_real_out_of_memory_on_a_gpu(gpu: torch.device, model: Any) -> None:

@@ -40,7 +40,9 @@ def batch(ragged: Callable[..., Batch]) -> Batch:
     return ragged([60, 44], [[1, 2, 3], [4, 5]])
 
 
-def passes_of(model: Any, *, sampler: Any = None, distill: str = "alpha", hard: float = 0.5, weight: float = 1.0) -> SupernetPasses:
+def passes_of(
+    model: Any, *, sampler: Any = None, distill: str = "alpha", hard: float = 0.5, weight: float = 1.0
+) -> SupernetPasses:
     elastic = Elastic(model)
     sizes = nested_sizes(Grid(model, elastic.family), [1.0, 0.6, 0.3])
     sampler = sampler(sizes, seed=0) if sampler else Sandwich(sizes, seed=0, others=2)

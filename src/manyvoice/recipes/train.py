@@ -31,7 +31,7 @@ from manyvoice.recipes.sizes import save_sizes
 from manyvoice.recipes.sizing import Sizer, limit_of
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train import distributed
-from manyvoice.train.accounting import large_blocks_apart, release, resident
+from manyvoice.train.accounting import Leftovers, large_blocks_apart
 from manyvoice.train.checkpoint import Keeper, Kept, Loaded, average, load
 from manyvoice.train.interrupt import Interrupt
 from manyvoice.train.limits import Limits, Version
@@ -196,12 +196,11 @@ class Training:
                     )
 
     def _within_memory(self) -> Callable[[], None]:
-        """On a CPU, what gives freed memory back when the process holds more than it may; asked after each step."""
+        """On a CPU, what gives back what a step leaves behind; called after each."""
         if self.accelerator.device.type == "cuda":
             return lambda: None
         large_blocks_apart()
-        limit = limit_of(self.config)
-        return lambda: release() if resident() > limit else None
+        return Leftovers(limit_of(self.config))
 
     def _due(self, every: int) -> bool:
         """Whether something that happens every so many steps, or with 0 every epoch, happens now."""
