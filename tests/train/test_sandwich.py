@@ -46,7 +46,8 @@ def passes_of(
     elastic = Elastic(model)
     sizes = nested_sizes(Grid(model, elastic.family), [1.0, 0.6, 0.3])
     sampler = sampler(sizes, seed=0) if sampler else Sandwich(sizes, seed=0, others=2)
-    return SupernetPasses(elastic, sampler, distill=distill, hard=hard, dropout=True, weight=weight)  # type: ignore[arg-type]
+    how: Any = distill
+    return SupernetPasses(elastic, sampler, distill=how, hard=hard, dropout=True, weight=weight)
 
 
 def gradients(model: Any, passes: SupernetPasses, batch: Batch) -> dict[str, Tensor]:
