@@ -4,6 +4,8 @@ one's own.
     manyvoice bench space base=MODEL                  100 training speakers make the space, 65 others are enrolled
     manyvoice bench space base=MODEL on=choose prior=0.3
                                                       settings are chosen on the 25 speakers that choose
+    manyvoice bench space base=MODEL people=FOLDER    the synthetic people of `manyvoice bench submodels part=people`,
+                                                      whose folder has space, choose and report; on=choose as above
 
 MODEL comes from ``manyvoice bench sentences`` and has heard the 100 speakers, not the others. Each of the others has
 ten sentences that report, two that choose (for a voice of its own alone), and eight to learn from, of which the first
@@ -39,6 +41,7 @@ from manyvoice.train.owners import Schedule
 
 CHOOSING_SPEAKERS, SEED, MARGIN = 25, 0, 0.05
 SPLIT = Split(choose=2, test=10, seed=0)
+PEOPLE_SPLIT = Split(choose=2, test=54, seed=0)
 SENTENCES, HEARD = (1, 2, 4, 8), (1, 2, 3, 4)
 LEARNED, OWN, PREDICTED = 4, 8, 4  # sentences that the aims speak of
 
@@ -49,9 +52,10 @@ def run(bench: Bench) -> None:
     if not base:
         raise UsageError("base= is missing: give the model folder that `manyvoice bench sentences` has trained")
     space = Space.load(base, made(bench, base))
-    which = bench.option("on", "dev")
+    which = asked(bench)
     corpus = enrolled(bench, which)
-    split = replace(SPLIT, choose=1, test=1) if bench.toy else SPLIT
+    split = PEOPLE_SPLIT if bench.option("people", "") else SPLIT
+    split = replace(split, choose=1, test=1) if bench.toy else split
     speakers, _ = split_speakers(corpus, "speaker", split)
     bench.watcher.note(f"{which}: {len(speakers)} speakers to enrol")
     few = [k for k in SENTENCES if k <= min(len(s.adapt) for s in speakers)]
@@ -59,11 +63,26 @@ def run(bench: Bench) -> None:
     if bench.option("own", "1") == "1":
         for k in few:
             own(bench, base, corpus, speakers, replace(split, adapt=k))
-    aims(bench, which)
+    aims(bench)
+
+
+def asked(bench: Bench) -> str:
+    """Who is to be enrolled."""
+    return bench.option("on", "report" if bench.option("people", "") else "dev")
+
+
+def about(bench: Bench) -> str:
+    """Whom a row is about."""
+    return f"people, {asked(bench)}" if bench.option("people", "") else asked(bench)
 
 
 def parts(bench: Bench) -> dict[str, Corpus]:
-    """The 100 speakers that train and the 25 that choose."""
+    """The 100 speakers that train and the 25 that choose; or those of the synthetic people."""
+    if people := bench.option("people", ""):
+        return {
+            part: open_corpus(Path(people) / name / "manifest.jsonl")
+            for part, name in (("train", "space"), ("choose", "choose"), ("report", "report"))
+        }
     rows = open_corpus(bench.data / "accented-english" / "train.jsonl")
     share = CHOOSING_SPEAKERS / 125
     return rows.split(by="speaker", shares={"train": 1 - share, "choose": share}, seed=SEED)
@@ -71,10 +90,10 @@ def parts(bench: Bench) -> dict[str, Corpus]:
 
 def enrolled(bench: Bench, which: str) -> Corpus:
     """Speech of those who are new."""
-    if which not in ("dev", "choose"):
-        raise UsageError(f"on={which}: must be dev or choose")
+    if which not in ("dev", "choose", "report"):
+        raise UsageError(f"on={which}: must be dev, choose, or report of synthetic people")
     dev = which == "dev"
-    corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl") if dev else parts(bench)["choose"]
+    corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl") if dev else parts(bench)[which]
     return few_of(corpus, 3, 4) if bench.toy else corpus
 
 
@@ -181,15 +200,15 @@ def arm_row(bench: Bench, arm: str, sentences: int, sums: np.ndarray, names: Seq
     """What all speakers got from one arm, each speaker's nats and errors beside."""
     nats, errors, characters = (sums[:, k] for k in range(3))
     bench.row(
-        seed=SEED, kind="arm", on=bench.option("on", "dev"), arm=arm, sentences=sentences, speakers=len(names),
+        seed=SEED, kind="arm", on=about(bench), arm=arm, sentences=sentences, speakers=len(names),
         cer=float(errors.sum() / characters.sum()), nats_per_character=float(nats.sum() / characters.sum()),
         nats=nats.round(3).tolist(), errors=errors.tolist(), characters=characters.tolist(), **more,
     )  # fmt: skip
 
 
-def aims(bench: Bench, which: str) -> None:
+def aims(bench: Bench) -> None:
     """From the newest row of each arm."""
-    rows = {(r["arm"], r["sentences"]): r for r in bench.find(kind="arm", on=which)}
+    rows = {(r["arm"], r["sentences"]): r for r in bench.find(kind="arm", on=about(bench))}
     bench.aims = list(_aims(rows))
     for (arm, k), row in rows.items():
         gained = Difference.of(row["nats"], rows["base", 0]["nats"])

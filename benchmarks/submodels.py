@@ -342,7 +342,7 @@ def people(bench: Bench) -> None:
         row = {"kind": "people", "on": which, "adapt": count, **told(wish)}
         groups = {"atypical": atypical, "typical": set(corpus.speakers()) - atypical, "in a job each": set(alone)}
         bench_groups(bench, found, groups, arm="one job for all", minutes=minutes, **row)
-        if count == max(SENTENCES) and bench.option("jobs", "1") == "1":
+        if count == max(counts(bench)) and bench.option("jobs", "1") == "1":
             each = [
                 job(bench, f"people-{which}-{count}-{name}", corpus.where(lambda u, name=name: u.speaker == name), wish)
                 for name in alone

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from manyvoice.data.features import LogMel
+from manyvoice.data.tokens import train_tokenizer
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import run_question
 from manyvoice.recipes.watch import Silent
 
@@ -125,3 +129,26 @@ def test_submodels(tmp_path: Path) -> None:
     )
     assert rows["8 single steps"]["seconds"] > rows["8 owners"]["seconds"] > 0
     assert "8 owners of a bank of 64" in rows
+
+
+@pytest.mark.slow
+def test_people(tmp_path: Path) -> None:
+    """Synthetic people get voices in one job, and some in a job each; then they are enrolled in a space."""
+    base = tmp_path / "base"
+    tokenizer = train_tokenizer(["abcdefghijklmnopqrstuvwxyz o'clock"], "characters")
+    settings = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "subsampling_conv_channels": 8}
+    model, family = build_model("tiny", settings, vocabulary=len(tokenizer), blank=tokenizer.blank)
+    Recogniser(model.eval(), family, tokenizer, LogMel.build(family.features(model))).save(base)
+    options = f"base={base}", "part=people", "adapt=1,2", "rounds=2"
+    rows = toy("submodels", tmp_path / "submodels", *options)["rows"]
+    assert {(r["group"], r["adapt"], r["arm"]) for r in rows} >= {
+        ("all", 1, "one job for all"), ("atypical", 2, "one job for all"), ("in a job each", 2, "a job each"),
+    }  # fmt: skip
+    together, each = ([r for r in rows if (r["group"], r["arm"]) == ("in a job each", arm)][-1]
+                      for arm in ("one job for all", "a job each"))  # fmt: skip
+    assert together["nats_per_character_if_all_kept"] == pytest.approx(each["nats_per_character_if_all_kept"], rel=1e-3)
+    for which in ("space", "choose"):
+        toy("submodels", tmp_path / "submodels", f"base={base}", "part=people", f"on={which}", "adapt=1", "jobs=0")
+    people = tmp_path / "submodels" / "people"
+    found = toy("space", tmp_path / "space", f"base={base}", f"people={people}")["rows"]
+    assert {row["on"] for row in found if row["kind"] == "arm"} == {"people, report"}
