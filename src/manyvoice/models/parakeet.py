@@ -97,6 +97,7 @@ class ParakeetCTC(Family):
     def build(self, settings: Mapping[str, object], *, vocabulary: int, blank: int) -> PreTrainedModel:
         """A ``ParakeetForCTC`` with random weights. ModelError names a setting that does not exist or fit."""
         model = ParakeetForCTC(self.config(settings, vocabulary=vocabulary, blank=blank))
+        _draw_again(model)
         self.prepare_training(model)
         return model
 
@@ -133,6 +134,7 @@ class ParakeetCTC(Family):
         encoder = self._encoder(model)
         config = ParakeetCTCConfig(vocab_size=vocabulary, pad_token_id=blank, encoder_config=encoder.config.to_dict())
         stock: Any = ParakeetForCTC(config)
+        _draw_again(stock)
         new: PreTrainedModel = stock.to(model.dtype)
         self.prepare_training(new)
         self._encoder(new).load_state_dict(encoder.state_dict())
@@ -248,6 +250,19 @@ class _ConfigView:
         if name.startswith("__"):  # copy and pickle look for methods before there is a _config
             raise AttributeError(name)
         return getattr(self.__dict__["_config"], name)
+
+
+def _draw_again(model: nn.Module) -> None:
+    """Random weights of linear layers and convolutions as torch draws them: uniform, at most 1/sqrt(inputs).
+
+    Transformers draws all with a standard deviation of 0.02, made for wide layers. A depthwise convolution has nine
+    inputs: behind the front end of ``tiny``, the sound is then left with a standard deviation of 1e-4 (2e-7 with a
+    subsampling of 8) around its mean, which the first layer norm, of eps 1e-5, cannot lift. NVIDIA's toolkit leaves them
+    as torch draws them, too.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            module.reset_parameters()
 
 
 def _first_row_expanded(module: nn.Module, inputs: tuple[Tensor, ...], positions_BPD: Tensor) -> Tensor:
