@@ -10,6 +10,7 @@ from transformers import ParakeetForCTC, PreTrainedModel
 
 from manyvoice.errors import ModelError
 from manyvoice.models.anatomy import anatomy_of
+from manyvoice.models.load import build_model
 from manyvoice.models.parakeet import FAMILY, PRESETS
 from manyvoice.types import mask_of
 
@@ -107,3 +108,15 @@ def test_another_vocabulary_keeps_the_encoder(model: PreTrainedModel) -> None:
     one, other = (FAMILY.encode(m, x, len_B) for m in (model, new))
     assert torch.equal(one.x, other.x)
     assert FAMILY.logits(new, other).x.shape[-1] == 31
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_new_model_hears(preset: str) -> None:
+    """What differs from frame to frame is well above the eps of the first norm, sqrt(1e-5), with any subsampling."""
+    for factor in (4, 8):
+        settings = {"subsampling_factor": factor, "num_hidden_layers": 1}
+        model, _ = build_model(preset, settings, vocabulary=9, blank=8)
+        x_BTF = torch.randn(2, 240, 80)
+        with torch.no_grad():
+            x_BTD = model.get_submodule("encoder.subsampling")(x_BTF, torch.ones(2, 240, dtype=torch.bool))
+        assert float(x_BTD.std(1).mean()) > 2 * 1e-5**0.5
