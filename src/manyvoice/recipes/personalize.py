@@ -47,6 +47,7 @@ _COPIES = 4
 _BYTES_PER_SECOND = 16_000
 # One in so many of the general utterances measures what a voice forgets, and so many at most.
 _MEASURES, _OTHERS = 10, 20
+_CLEARLY = 1.645  # standard deviations
 
 
 @final
@@ -412,15 +413,19 @@ def _refuse_the_same(corpus: Corpus, general: Corpus) -> None:
 def reasons_against(
     nats: tuple[float, float], errors: Sequence[Sequence[int]], others: float | None, worse: float
 ) -> list[str]:
-    """Why a voice is not kept: nothing learned, more errors where it was chosen, or others' speech forgotten.
+    """Why a voice is not kept: nothing learned, clearly more errors where it was chosen, or others' speech forgotten.
+
+    Clearly is more than 1.64 sqrt(e0 + e1), the one-sided 95 % bound of what two equal Poisson counts differ by: a few
+    sentences tell a lower loss from a higher one, but not a few wrong characters more from as many fewer.
 
     Args: nats: per token on what chose, of the base and of the voice.  errors: there, of both.
     """
     found = []
+    before, after = map(sum, errors)
     if nats[1] >= nats[0]:
         found.append("no better than the base on the utterances that choose")
-    elif sum(errors[1]) > sum(errors[0]):
-        found.append("more wrong characters than the base on the utterances that choose")
+    elif after - before > _CLEARLY * (before + after) ** 0.5:
+        found.append("clearly more wrong characters than the base on the utterances that choose")
     if others is not None and others > worse:
         found.append(f"the loss on speech of others grew by {others:.0%}, more than the {worse:.0%} allowed")
     return found
