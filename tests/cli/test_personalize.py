@@ -18,7 +18,7 @@ from manyvoice.submodels.voice import Voice
 from manyvoice.train.owners import OwnerTraining
 
 Command = Callable[..., CompletedProcess[str]]
-FLAGS = ("--set", "rank=4", "--set", "scale=1", "--rounds", 20, "--lr", 2e-2, "--worse", 1e9, "--licence", "CC0-1.0")
+FLAGS = ("--set", "rank=4", "--set", "scale=1", "--rounds", 30, "--lr", 5e-2, "--worse", 1e9, "--licence", "CC0-1.0")
 
 
 def document(done: CompletedProcess[str]) -> Any:
@@ -48,7 +48,7 @@ def test_it_prints_a_table_and_keeps_markdown(done: tuple[Path, CompletedProcess
     assert "│ s0 " in printed.stdout and "|---" not in printed.stdout and "\x1b" not in printed.stdout
     assert lines[-1] == f"{run / 'report.md'} says this too"
     assert (run / "report.md").read_text().startswith(f"# {lines[0]}\n\n{lines[1]}\n\n| speaker | ")
-    assert "training: 20 of 20" in printed.stderr and "2 speakers, s0, s1" in printed.stderr
+    assert "training: 30 of 30" in printed.stderr and "2 speakers, s0, s1" in printed.stderr
     assert {p.name for p in run.iterdir()} == {
         "personalize.json", "split.json", "speakers.jsonl", "report.json", "report.md", "voices",
     }  # fmt: skip

@@ -257,8 +257,8 @@ def _draw_again(model: nn.Module) -> None:
 
     Transformers draws all with a standard deviation of 0.02, made for wide layers. A depthwise convolution has nine
     inputs: behind the front end of ``tiny``, the sound is then left with a standard deviation of 1e-4 (2e-7 with a
-    subsampling of 8) around its mean, which the first layer norm, of eps 1e-5, cannot lift. NVIDIA's toolkit leaves them
-    as torch draws them, too.
+    subsampling of 8) around its mean, which the first layer norm, of eps 1e-5, cannot lift. NVIDIA's toolkit leaves
+    them as torch draws them, too.
     """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
