@@ -152,3 +152,10 @@ def test_people(tmp_path: Path) -> None:
     people = tmp_path / "submodels" / "people"
     found = toy("space", tmp_path / "space", f"base={base}", f"people={people}")["rows"]
     assert {row["on"] for row in found if row["kind"] == "arm"} == {"people, report"}
+
+
+@pytest.mark.slow
+def test_start(data: Path, tmp_path: Path) -> None:
+    rows = toy("start", tmp_path, "factors=8")["rows"]
+    assert {(r["draws"], r["flat_start"]) for r in rows} == {(d, f) for d in ("torch", "0.02") for f in (True, False)}
+    assert len({r["nats_a_word"] for r in rows}) > 1
