@@ -79,8 +79,9 @@ def about(bench: Bench) -> str:
 def parts(bench: Bench) -> dict[str, Corpus]:
     """The 100 speakers that train and the 25 that choose; or those of the synthetic people."""
     if people := bench.option("people", ""):
+        tokenizer = Recogniser.load(bench.option("base", "")).tokenizer
         return {
-            part: open_corpus(Path(people) / name / "manifest.jsonl")
+            part: open_corpus(Path(people) / name / "manifest.jsonl").where(lambda u: not tokenizer.unknown(u.text))
             for part, name in (("train", "space"), ("choose", "choose"), ("report", "report"))
         }
     rows = open_corpus(bench.data / "accented-english" / "train.jsonl")

@@ -332,7 +332,8 @@ def sentences(bench: Bench) -> None:
 def people(bench: Bench) -> None:
     """Synthetic speakers that the base has not heard, by one bank for each number of commands; some by themselves."""
     which = bench.option("on", "report")
-    corpus = open_corpus(spoken(bench, which))
+    tokenizer = Recogniser.load(bench.option("base", "")).tokenizer
+    corpus = open_corpus(spoken(bench, which)).where(lambda u: not tokenizer.unknown(u.text))
     atypical = {str(u.speaker) for u in corpus if u.extra.get("simulated")}
     alone = sorted(corpus.speakers())[:: max(1, len(corpus.speakers()) // (2 if bench.toy else IN_A_JOB_EACH))]
     for count in counts(bench):
