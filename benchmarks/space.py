@@ -41,7 +41,7 @@ from manyvoice.train.owners import Schedule
 
 CHOOSING_SPEAKERS, SEED, MARGIN = 25, 0, 0.05
 SPLIT = Split(choose=2, test=10, seed=0)
-PEOPLE_SPLIT = Split(choose=2, test=54, seed=0)
+PEOPLE_SPLIT = Split(choose=8, test=32, seed=0)
 SENTENCES, HEARD = (1, 2, 4, 8), (1, 2, 3, 4)
 LEARNED, OWN, PREDICTED = 4, 8, 4  # sentences that the aims speak of
 

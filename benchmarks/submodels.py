@@ -7,7 +7,7 @@
     manyvoice bench submodels part=sentences base=MODEL
                                                   65 speakers, 2, 4 and 8 sentences; MODEL from `bench sentences`
     manyvoice bench submodels part=people base=MODEL
-                                                  64 synthetic speakers, half of them atypical, 2, 4 and 8 commands
+                                                  64 synthetic speakers, half of them atypical, 2, 8 and 24 commands
                                                   each, and some of them in a job each; MODEL has learned commands, as
                                                   those of `bench supernet corpus=commands` have
     manyvoice bench submodels part=sizes base=SUPERNET
@@ -66,9 +66,10 @@ SPLIT = Split(choose=2, test=10, seed=0)
 SENTENCES = (2, 4, 8)
 ADULT = 16
 # Synthetic people: (seed, speakers, utterances of each); half of them are simulated atypical speakers. None is among
-# the voices that bases have heard, whose seed is 0. 54 commands of each of 64 speakers are 20,000 words to report on.
+# the voices that bases have heard, whose seed is 0. A command is two seconds.
 PEOPLE = {"space": (11, 96, 14), "choose": (12, 16, 64), "report": (13, 64, 64)}
-PEOPLE_SPLIT = Split(choose=2, test=54, seed=0)
+PEOPLE_SPLIT = Split(choose=8, test=32, seed=0)
+COMMANDS = (2, 8, 24)
 IN_A_JOB_EACH = 8
 
 
@@ -322,7 +323,7 @@ def sentences(bench: Bench) -> None:
     which = bench.option("on", "dev")
     corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl" if which == "dev" else which)
     adults = {str(u.speaker) for u in corpus if float(u.extra.get("age", 0)) >= ADULT}
-    for count in counts(bench):
+    for count in counts(bench, SENTENCES):
         wish = few_wish(bench, replace(SPLIT, adapt=count), rounds=60, licence="Apache-2.0")
         found, minutes = job(bench, f"sentences-{Path(which).stem}-{count}", corpus, wish)
         bench_groups(bench, found, {"adults": adults, "children": set(corpus.speakers()) - adults}, kind="sentences",
@@ -336,14 +337,15 @@ def people(bench: Bench) -> None:
     corpus = open_corpus(spoken(bench, which)).where(lambda u: not tokenizer.unknown(u.text))
     atypical = {str(u.speaker) for u in corpus if u.extra.get("simulated")}
     alone = sorted(corpus.speakers())[:: max(1, len(corpus.speakers()) // (2 if bench.toy else IN_A_JOB_EACH))]
-    for count in counts(bench):
-        split = replace(PEOPLE_SPLIT, adapt=count, test=1 if bench.toy else PEOPLE_SPLIT.test)
+    for count in counts(bench, COMMANDS):
+        split = replace(SPLIT, choose=1, test=1) if bench.toy else PEOPLE_SPLIT
+        split = replace(split, adapt=count)
         wish = few_wish(bench, split, rounds=60, licence="CC-BY-SA-4.0")
         found, minutes = job(bench, f"people-{which}-{count}", corpus, wish)
         row = {"kind": "people", "on": which, "adapt": count, **told(wish)}
         groups = {"atypical": atypical, "typical": set(corpus.speakers()) - atypical, "in a job each": set(alone)}
         bench_groups(bench, found, groups, arm="one job for all", minutes=minutes, **row)
-        if count == max(counts(bench)) and bench.option("jobs", "1") == "1":
+        if count == max(counts(bench, COMMANDS)) and bench.option("jobs", "1") == "1":
             each = [
                 job(bench, f"people-{which}-{count}-{name}", corpus.where(lambda u, name=name: u.speaker == name), wish)
                 for name in alone
@@ -366,9 +368,9 @@ def spoken(bench: Bench, which: str) -> Path:
     return synthesise(spec, folder, progress=lambda done, n: bench.watcher.progress("speaking", done, n))
 
 
-def counts(bench: Bench) -> list[int]:
+def counts(bench: Bench, usual: tuple[int, ...]) -> list[int]:
     """How many utterances a voice learns from."""
-    return [int(k) for k in bench.option("adapt", ",".join(map(str, SENTENCES))).split(",")]
+    return [int(k) for k in bench.option("adapt", ",".join(map(str, usual))).split(",")]
 
 
 def few_wish(bench: Bench, split: Split, *, rounds: int, licence: str) -> Personalisation:
