@@ -341,7 +341,8 @@ def test_a_voice_that_forgets_is_refused(job: Job, base: Path, tones: Path, tmp_
     assert any(o.kept for o in alone.outcomes) and all(o.others is not None for o in alone.outcomes)
 
 
-WRONG = "clearly more wrong characters than the base on the utterances that choose"
+WHERE = "than the base on the utterances that choose"
+WRONG = f"clearly more wrong characters {WHERE}"
 GREW = "the loss on speech of others grew by 20%, more than the 10% allowed"
 
 
@@ -351,13 +352,14 @@ GREW = "the loss on speech of others grew by 20%, more than the 10% allowed"
         ((2.0, 1.0), ([1, 2], [2, 1]), 0.1, []),
         ((2.0, 2.0), ([1], [0]), None, ["no better than the base on the utterances that choose"]),
         ((2.0, 1.0), ([1, 0], [1, 1]), None, []),
+        ((2.0, 1.94), ([1], [1]), None, [f"3.0% better {WHERE}, less than the 5% asked for"]),
         ((2.0, 1.0), ([40, 60], [50, 80]), None, [WRONG]),
         ((2.0, 1.0), ([1], [1]), 0.2, [GREW]),
         ((1.0, 1.0), ([0], [0]), 0.2, ["no better than the base on the utterances that choose", GREW]),
     ],
 )
 def test_reasons(nats: Any, errors: Any, others: float | None, found: list[str]) -> None:
-    assert reasons_against(nats, errors, others, 0.1) == found
+    assert reasons_against(nats, errors, others, Personalisation(worse=0.1, better=0.05)) == found
 
 
 def test_nobody_to_personalise_for(job: Job, base: Path, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ def personalize(
     adapt: Annotated[int | None, typer.Option(help="Learn from so many at most.")] = None,
     part: Annotated[str | None, typer.Option(help="Field that says adapt, choose or test.")] = None,
     general: Annotated[list[str] | None, typer.Option(help="Speech of others, not to be forgotten.")] = None,
+    better: Annotated[
+        float, typer.Option(help="A kept voice lowers the loss where it is chosen by this share.")
+    ] = 0.05,
     worse: Annotated[float, typer.Option(help="A voice may make the loss on others larger by this share.")] = 0.1,
     sizes: Annotated[bool, typer.Option("--sizes", help="Train across the sizes of a supernet.")] = False,
     memory: Annotated[str, typer.Option(help="That speakers in training may take; more go in waves.")] = "2GiB",
@@ -56,7 +59,7 @@ def personalize(
         method=method, settings=settings_of(setting or []), by=by,
         split=Split(choose=choose, test=test, adapt=adapt, field=part, seed=seed),
         schedule=Schedule(rounds=rounds, lr=rates[0]),
-        lrs=tuple(rates) if len(rates) > 1 else (), sizes=sizes, worse=worse, memory=parse_bytes(memory), seed=seed,
+        lrs=tuple(rates) if len(rates) > 1 else (), sizes=sizes, better=better, worse=worse, memory=parse_bytes(memory), seed=seed,
         tenant=tenant, licence=licence,
     )  # fmt: skip
     try:
