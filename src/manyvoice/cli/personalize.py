@@ -59,8 +59,8 @@ def personalize(
         method=method, settings=settings_of(setting or []), by=by,
         split=Split(choose=choose, test=test, adapt=adapt, field=part, seed=seed),
         schedule=Schedule(rounds=rounds, lr=rates[0]),
-        lrs=tuple(rates) if len(rates) > 1 else (), sizes=sizes, better=better, worse=worse, memory=parse_bytes(memory), seed=seed,
-        tenant=tenant, licence=licence,
+        lrs=tuple(rates) if len(rates) > 1 else (), sizes=sizes, better=better, worse=worse,
+        memory=parse_bytes(memory), seed=seed, tenant=tenant, licence=licence,
     )  # fmt: skip
     try:
         with Terminal() as terminal:
