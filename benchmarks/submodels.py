@@ -59,7 +59,7 @@ from manyvoice.train.objective import ctc_per_utterance, scores_of
 from manyvoice.train.owners import Schedule
 from manyvoice.types import Batch
 
-RATIO, LESS_DIGITS, LESS_SENTENCES = 1.1, 0.75, 0.30
+RATIO, LESS_DIGITS, LESS_SENTENCES, BANK = 1.1, 0.75, 0.30, 0.05
 # A digit speaker's clips: to learn from and to choose by, under a minute together, and strings joined out of them.
 ADAPT_CLIPS, CHOOSE_CLIPS, ADAPT_STRINGS, CHOOSE_STRINGS = 90, 30, 160, 30
 SPLIT = Split(choose=2, test=10, seed=0)
@@ -487,4 +487,13 @@ def aims(bench: Bench) -> None:
                 interval=(-row["cer_interval"][1], -row["cer_interval"][0]),
                 why=f"CER {row['cer_before']:.1%} to {row['cer_after']:.1%}, WER {row['wer_before']:.1%} to "
                     f"{row['wer_after']:.1%}; {row['kept']} of {row['speakers']} voices kept")
+        )  # fmt: skip
+    both = {r["arm"]: r for r in bench.find(kind="people", on="report", group="in a job each")}
+    if len(both) == 2:  # the newest of each arm; one job for all and a job each had the same count of commands
+        together, each = both["one job for all"], both["a job each"]
+        bench.aims.append(
+            Aim(name=f"people: WER with voices from one job for all, against a job each, {each['adapt']} commands",
+                sense="at most", limit=1 + BANK, unit="times", measured=together["wer_after"] / each["wer_after"],
+                why=f"{together['wer_after']:.2%} against {each['wer_after']:.2%} of {each['speakers']} speakers; the "
+                    f"base {each['wer_before']:.1%}")
         )  # fmt: skip
