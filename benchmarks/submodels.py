@@ -278,7 +278,7 @@ def digit_wish(bench: Bench) -> Personalisation:
     return Personalisation(
         settings={"rank": int(bench.option("rank", "64"))}, split=Split(field="part"),
         schedule=Schedule(rounds=rounds, utterances=8, lr=lr, every=20, patience=9),
-        masks=bench.option("masks", "0") == "1", licence="CC-BY-SA-4.0",
+        masks=bench.option("masks", "1") == "1", licence="CC-BY-SA-4.0",
     )  # fmt: skip
 
 
