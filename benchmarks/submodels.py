@@ -488,9 +488,9 @@ def aims(bench: Bench) -> None:
                 why=f"CER {row['cer_before']:.1%} to {row['cer_after']:.1%}, WER {row['wer_before']:.1%} to "
                     f"{row['wer_after']:.1%}; {row['kept']} of {row['speakers']} voices kept")
         )  # fmt: skip
-    both = {r["arm"]: r for r in bench.find(kind="people", on="report", group="in a job each")}
-    if len(both) == 2:  # the newest of each arm; one job for all and a job each had the same count of commands
-        together, each = both["one job for all"], both["a job each"]
+    for each in bench.find(kind="people", on="report", arm="a job each")[-1:]:
+        same = {k: each[k] for k in ("kind", "on", "group", "adapt", "method", "rounds", "lr")}
+        together = bench.find(arm="one job for all", **same)[-1]
         bench.aims.append(
             Aim(name=f"people: WER with voices from one job for all, against a job each, {each['adapt']} commands",
                 sense="at most", limit=1 + BANK, unit="times", measured=together["wer_after"] / each["wer_after"],

@@ -63,9 +63,8 @@ class Personalisation:
         sizes: train while a supernet's sizes are sampled, so that voices work on all of them.
         replay: utterances of general speech in a step, as a share of the owner's own.  worse: a voice that makes the
             loss on general speech larger by this share is not kept.
-        better: a voice is kept if it makes the loss on what chooses smaller by this share at least. Its best round was
-            chosen there too, and that flatters it: of the voices of 39 choosing speakers that gained less, half did
-            harm or nothing.
+        better: a voice is kept if it makes the loss on what chooses smaller by this share at least: its best round was
+            chosen there too, and that flatters it.
         memory: bytes that a bank in training may take; more speakers are trained in waves.
         tenant: in the store.
     """

@@ -120,7 +120,7 @@ def large_blocks_apart() -> None:
     """Have glibc map blocks of 4 MiB and more one by one, so that they go back to the system when they are freed.
 
     Batches of ever new shapes otherwise leave a heap of holes. Left alone, glibc raises its threshold to 32 MiB by
-    itself. At 1 MiB hardly a hole is left, but mapping makes training a fifth to a half slower (measured).
+    itself. At 1 MiB hardly a hole is left, but mapping then costs time.
     """
     option = _glibc("mallopt")
     if option is not None:
