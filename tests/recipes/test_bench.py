@@ -33,6 +33,16 @@ def test_runs_append_and_aims_are_computed(tmp_path: Path) -> None:
     assert "value=3" in found["rows"][1]["command"]
 
 
+def test_rows_name_no_folder_of_one_machine(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    (folder / "results").mkdir(parents=True)
+    (folder / "my_question.py").write_text(SOURCE)
+    options = [f"base={tmp_path / 'bench' / 'digits' / 'model'}", "on=/somewhere/else/choose.jsonl", "lrs=1e-3"]
+    found = run_question("my-question", options, Silent(), work=tmp_path / "bench" / "work", folder=folder)
+    said = "manyvoice bench my-question base=runs/bench/digits/model on=choose.jsonl lrs=1e-3"
+    assert found["rows"][0]["command"] == said
+
+
 @pytest.mark.parametrize(
     ("sense", "measured", "holds"),
     [

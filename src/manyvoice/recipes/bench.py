@@ -113,7 +113,7 @@ class Bench:
 
     def row(self, *, seed: int, **values: Any) -> None:
         """Add a row to the table, stamped, and save: what was measured is never lost to a later failure."""
-        told = " ".join(f"{k}={v}" for k, v in self.options.items())
+        told = " ".join(f"{k}={self._told(v)}" for k, v in self.options.items())
         stamp = {
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
             "commit": _commit(),
@@ -123,6 +123,16 @@ class Bench:
         }
         self.rows.append({**values, **stamp})
         self.save()
+
+    def _told(self, value: str) -> str:
+        """An option as a row tells it, which names no folder of one machine.
+
+        A path beside the scratch folder is told as if that were where it is by default; any other by its name.
+        """
+        path, beside = Path(value), self.work.resolve().parent
+        if not path.is_absolute():
+            return value
+        return str(Path("runs/bench") / path.relative_to(beside)) if path.is_relative_to(beside) else path.name
 
     def find(self, **values: Any) -> list[dict[str, Any]]:
         """Rows with these values, oldest first."""
