@@ -2,12 +2,13 @@
 
     manyvoice bench sentences arms=real epochs=40
     manyvoice bench sentences arms=synthetic,both epochs=6
-    manyvoice bench sentences arms=both-characters-digits epochs=2 lr=4e-4 seconds=30
-                                                   starts from the encoder that `manyvoice bench digits` has trained
-    manyvoice bench sentences arms=real-characters-both epochs=12 lr=4e-4 seconds=30
+    manyvoice bench sentences arms=both-sp128 epochs=4 lr=8e-4 seconds=40
+    manyvoice bench sentences arms=real-sp128 from=both-sp128 epochs=12 lr=4e-4 seconds=40
                                                    goes on from the arm before, on the real speech alone
-    manyvoice bench sentences report=both          the one look at the reporting speakers, by the chosen arm
+    manyvoice bench sentences report=real-sp128-from-both-sp128
+                                                   the one look at the reporting speakers, by the chosen arm
 
+An arm is a corpus and, after a dash, its units: ``real``, ``both-characters``, ``synthetic-sp128``.
 Of the 125 training speakers of the accented corpus 25, drawn by seed 0, choose; the 65 speakers of its dev part report,
 once, children (under 16) and adults apart. Synthetic speech: 60 voices in eight dialects speak everyday phrases and
 phrases of novels, half of them with noise, half in a room.
@@ -24,6 +25,7 @@ from manyvoice.data.manifest import open_corpus
 from manyvoice.data.synth import SynthSpec, synthesise
 from manyvoice.decode.evaluate import Evaluation, evaluate
 from manyvoice.decode.recogniser import Recogniser
+from manyvoice.errors import UsageError
 from manyvoice.recipes.bench import Aim, Bench
 from manyvoice.recipes.train import train
 
@@ -39,7 +41,7 @@ def run(bench: Bench) -> None:
     real, choosing = real_parts(bench)
     arms = [a for a in bench.option("arms", "").split(",") if a]
     for arm in arms:
-        train_arm(bench, arm, real, choosing)
+        train_arm(bench, arm, bench.option("from", ""), real, choosing)
     if arm := bench.option("report", ""):
         report(bench, arm)
     reported = [r for r in bench.rows if r.get("kind") == "report"]
@@ -102,11 +104,9 @@ def synthetic(bench: Bench) -> Path:
     )
 
 
-def train_arm(bench: Bench, arm: str, real: Path, choosing: Path) -> None:
-    """One row: the arm's best checkpoint on the choosing speakers."""
-    # an arm is a corpus and, after dashes, units and where it starts: both, real-characters, both-characters-digits
-    data, _, rest = arm.partition("-")
-    units, _, origin = rest.partition("-")
+def train_arm(bench: Bench, arm: str, origin: str, real: Path, choosing: Path) -> None:
+    """One row: the arm's best checkpoint on the choosing speakers, begun from nothing or from another arm's."""
+    data, _, units = arm.partition("-")
     manifests = [str(real)] if data in ("real", "both") else []
     spoken = synthetic(bench) if data in ("synthetic", "both") else None
     manifests += [str(spoken)] if spoken else []
@@ -117,11 +117,10 @@ def train_arm(bench: Bench, arm: str, real: Path, choosing: Path) -> None:
         settings |= {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
         tokenizer = {"kind": "characters"}
     model: dict[str, Any] = {"settings": settings}
-    if origin == "digits":
-        model = {"base": str(bench.work.parent / "digits" / "seen" / "run" / "model"), "new_vocabulary": True}
-    if origin == "both":
+    if origin:
         # the voices of a synthesiser have left their mark on the norms' statistics too
-        model = {"base": str(bench.work / "runs" / "both-characters-digits-2" / "model"), "freeze_batchnorm": False}
+        model = {"base": str(bench.work / chosen(bench, origin)["model"]), "freeze_batchnorm": False}
+        arm = f"{arm}-from-{origin}"
     output = bench.work / "runs" / f"{arm}-{epochs}"
     config = make_run(
         {
@@ -149,8 +148,7 @@ def train_arm(bench: Bench, arm: str, real: Path, choosing: Path) -> None:
 
 def report(bench: Bench, arm: str) -> None:
     """One row: the chosen model on the reporting speakers, children and adults apart."""
-    chosen = [r for r in bench.rows if r.get("kind") == "choose" and r["arm"] == arm]
-    best = min(chosen, key=lambda r: float(r["wer"]))
+    best = chosen(bench, arm)
     corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl")
     if bench.toy:
         corpus = corpus.subset(range(0, len(corpus), 50))
@@ -162,6 +160,14 @@ def report(bench: Bench, arm: str) -> None:
         for g in score.by_group(ages)
     }
     bench.row(seed=SEED, kind="report", arm=arm, epochs=best["epochs"], **_rates(found), **groups)
+
+
+def chosen(bench: Bench, arm: str) -> dict[str, Any]:
+    """The arm's row with the fewest wrong words of the choosing speakers."""
+    rows = [r for r in bench.rows if r.get("kind") == "choose" and r["arm"] == arm]
+    if not rows:
+        raise UsageError(f"no row of the arm {arm}: run `manyvoice bench sentences arms={arm}` first")
+    return min(rows, key=lambda r: float(r["wer"]))
 
 
 def _rates(found: Evaluation) -> dict[str, Any]:
