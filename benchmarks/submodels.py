@@ -11,7 +11,8 @@
                                                   each, and some of them in a job each; MODEL has learned commands, as
                                                   those of `bench supernet corpus=commands` have
     manyvoice bench submodels part=sizes base=SUPERNET
-                                                  voices trained across sizes against voices of one size alone
+                                                  the atypical ones of those people: voices trained across a supernet's
+                                                  sizes against voices of one size alone
 
 The bases of the digits are those of `manyvoice bench digits arms=leave-out`, whose work folder is ``digits=FOLDER``.
 Settings were chosen on other utterances and other speakers than these report on: on clips of a digit speaker's training
@@ -34,27 +35,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from manyvoice.config import make_run
 from manyvoice.data.join import join_clips
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.data.synth import SynthSpec, synthesise
 from manyvoice.decode.compare import Arm, compare
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
+from manyvoice.decode.wer import Score
 from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import Aim, Bench
 from manyvoice.recipes.personal_report import Measured, Outcome
 from manyvoice.recipes.personalize import Personalisation, personalize
-from manyvoice.recipes.sizes import extract_size
-from manyvoice.recipes.speakers import Split
-from manyvoice.recipes.train import train
-from manyvoice.recipes.variant import Variant, all_variants, owned_by
+from manyvoice.recipes.speakers import Split, split_speakers
+from manyvoice.recipes.variant import Variant, all_variants, load_variant, owned_by
 from manyvoice.submodels.bank import Bank, edited
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.optim import RowAdamW, per_owner
 from manyvoice.submodels.store import Store
-from manyvoice.submodels.voice import Voice
 from manyvoice.train.objective import ctc_per_utterance, scores_of
 from manyvoice.train.owners import Schedule
 from manyvoice.types import Batch
@@ -200,56 +198,6 @@ def hours(bench: Bench) -> None:
         )  # fmt: skip
 
 
-def sizes(bench: Bench) -> None:
-    """One digit speaker on every size of a supernet that never heard them.
-
-    A voice trained across the sizes, one trained on the whole alone, and one for each size trained on that size alone.
-    """
-    speaker = bench.option("speakers", "theo").split(",")[0]
-    bases = Path(bench.option("digits", str(bench.work.parent / "digits")))
-    base = supernet_without(bench, speaker, bases)
-    corpus, wish = digit_corpus(bench, speaker, bases), digit_wish(bench)
-    test = corpus.where(lambda u: u.extra.get("part") == "test")
-    whole = Recogniser.load(base)
-    for variant in all_variants(whole):
-        row = {"seed": 0, "kind": "sizes", "speaker": speaker, "size": variant.size}
-        bench.row(**row, arm="base", wer=evaluate(variant.recogniser, test).words.rate)
-    for arm, across in (("across sizes", True), ("the whole alone", False)):
-        output = fresh(bench, f"sizes-{speaker}", replace(wish, sizes=across))
-        personalize(base, corpus, output, replace(wish, sizes=across), watcher=bench.watcher)
-        for variant in all_variants(whole):
-            bench.row(seed=0, kind="sizes", speaker=speaker, size=variant.size, arm=arm,
-                      wer=wer_with(variant, Store(output / "voices").get(speaker), test))  # fmt: skip
-    for variant in all_variants(whole):
-        folder = bench.work / f"supernet-{speaker}" / f"size-{variant.size}"
-        if not folder.exists():
-            extract_size(base, str(variant.size), folder)
-        output = fresh(bench, f"sizes-{speaker}-{variant.size}", wish)
-        (outcome,) = personalize(folder, corpus, output, wish, watcher=bench.watcher).outcomes
-        bench.row(seed=0, kind="sizes", speaker=speaker, size=variant.size, arm="this size alone",
-                  wer=outcome.served.wer)  # fmt: skip
-
-
-def supernet_without(bench: Bench, speaker: str, bases: Path) -> Path:
-    """A supernet trained as `manyvoice bench digits` trains the base without that speaker."""
-    output = bench.work / f"supernet-{speaker}" / "run"
-    if (output / "model" / "manyvoice.json").exists():
-        return output / "model"
-    spoken = bases / f"without-{speaker}" / "train" / "manifest.jsonl"
-    return train(make_run({
-        "output": str(output), "corpus": {"train": str(spoken), "dev_share": 0.04, "licence": "CC-BY-SA-4.0"},
-        "tokenizer": {"kind": "words", "size": 100}, "batch": {"seconds": 40, "bins": 6}, "elastic": {},
-        "train": {"epochs": int(bench.option("epochs", "3")), "threads": 1},
-    }), watcher=bench.watcher, command="manyvoice bench submodels part=sizes")  # fmt: skip
-
-
-def wer_with(variant: Variant, voice: Voice, test: Corpus) -> float:
-    """A voice's error rate on a size."""
-    bank = Bank(variant.anatomy, voice.method, ["it"], empty=True)
-    bank.put(1, variant.check(voice).tensors)
-    return evaluate(variant.recogniser, test, owned=owned_by(variant, bank, [1] * len(test))).words.rate
-
-
 # -- whom it helps -----------------------------------------------------------------------------------------------------
 
 
@@ -333,14 +281,11 @@ def sentences(bench: Bench) -> None:
 def people(bench: Bench) -> None:
     """Synthetic speakers that the base has not heard, by one bank for each number of commands; some by themselves."""
     which = bench.option("on", "report")
-    tokenizer = Recogniser.load(bench.option("base", "")).tokenizer
-    corpus = open_corpus(spoken(bench, which)).where(lambda u: not tokenizer.unknown(u.text))
+    corpus = people_of(bench, which, Recogniser.load(bench.option("base", "")))
     atypical = {str(u.speaker) for u in corpus if u.extra.get("simulated")}
     alone = sorted(corpus.speakers())[:: max(1, len(corpus.speakers()) // (2 if bench.toy else IN_A_JOB_EACH))]
     for count in counts(bench, COMMANDS):
-        split = replace(SPLIT, choose=1, test=1) if bench.toy else PEOPLE_SPLIT
-        split = replace(split, adapt=count)
-        wish = few_wish(bench, split, rounds=60, licence="CC-BY-SA-4.0")
+        wish = people_wish(bench, count)
         found, minutes = job(bench, f"people-{which}-{count}", corpus, wish)
         row = {"kind": "people", "on": which, "adapt": count, **told(wish)}
         groups = {"atypical": atypical, "typical": set(corpus.speakers()) - atypical, "in a job each": set(alone)}
@@ -353,6 +298,77 @@ def people(bench: Bench) -> None:
             minutes = round(sum(taken for _, taken in each), 2)
             outcomes = [outcome for found, _ in each for outcome in found]
             bench_groups(bench, outcomes, {"in a job each": set(alone)}, arm="a job each", minutes=minutes, **row)
+
+
+def sizes(bench: Bench) -> None:
+    """The atypical ones of the synthetic people on every size of a supernet, errors paired by utterance.
+
+    Voices trained across the sizes, voices of the whole alone, and for each size voices of that size alone. Who is not
+    helped stays on the base there too.
+    """
+    which, base = bench.option("on", "report"), bench.option("base", "")
+    whole = Recogniser.load(base)
+    corpus = people_of(bench, which, whole)
+    corpus = corpus.where(lambda u: bool(u.extra.get("simulated")))
+    wish = people_wish(bench, max(counts(bench, COMMANDS)))
+    speakers, _ = split_speakers(corpus, "speaker", wish.split)
+    test = corpus.subset([i for s in speakers for i in s.test])
+    everywhere = {
+        "across sizes": personal(bench, f"sizes-{which}", base, corpus, replace(wish, sizes=True)),
+        "the whole alone": personal(bench, f"sizes-{which}", base, corpus, wish),
+    }
+    for variant in all_variants(whole):
+        folder = bench.work / "sizes" / str(variant.size)
+        if not folder.exists():
+            variant.recogniser.save(folder)
+        alone = personal(bench, f"sizes-{which}-{variant.size}", folder, corpus, wish)
+        found = {"base": evaluate(variant.recogniser, test).words}
+        found |= {arm: with_voices(variant, store, test) for arm, store in everywhere.items()}
+        found["this size alone"] = with_voices(load_variant(folder), alone, test)
+        arms = {arm: Arm.of(arm, [score]) for arm, score in found.items()}
+        for arm, score in found.items():
+            said = compare(arms[arm], arms["base"], synthetic=False)
+            beside = compare(arms[arm], arms["this size alone"], synthetic=False)
+            bench.row(
+                seed=0, kind="sizes", on=which, size=variant.size, arm=arm, adapt=wish.split.adapt, **told(wish),
+                speakers=len(speakers), words=score.total.reference, wer=score.rate,
+                change=said.difference, interval=list(said.interval),
+                against_alone=beside.difference, against_alone_interval=list(beside.interval),
+                survives=(found["base"].rate - score.rate)
+                / max(1e-9, found["base"].rate - found["this size alone"].rate),
+            )  # fmt: skip
+
+
+def personal(bench: Bench, name: str, base: str | Path, corpus: Corpus, wish: Personalisation) -> Store:
+    """The voices of one job."""
+    output = fresh(bench, name, wish)
+    personalize(base, corpus, output, wish, watcher=bench.watcher)
+    return Store(output / "voices")
+
+
+def with_voices(variant: Variant, store: Store, test: Corpus) -> Score:
+    """Everybody's utterances with their own voices, where they have one."""
+    kept = [entry.name for entry in store.entries()]
+    bank: Bank | None = None
+    for row, name in enumerate(kept, start=1):
+        voice = variant.check(store.get(name))
+        bank = bank or Bank(variant.anatomy, voice.method, kept, empty=True)
+        bank.put(row, voice.tensors)
+    if bank is None:
+        return evaluate(variant.recogniser, test).words
+    owners = [1 + kept.index(str(u.speaker)) if u.speaker in kept else 0 for u in test]
+    return evaluate(variant.recogniser, test, owned=owned_by(variant, bank, owners)).words
+
+
+def people_of(bench: Bench, which: str, base: Recogniser) -> Corpus:
+    """Synthetic people, without the utterances that the base has no labels for."""
+    return open_corpus(spoken(bench, which)).where(lambda u: not base.tokenizer.unknown(u.text))
+
+
+def people_wish(bench: Bench, count: int) -> Personalisation:
+    """What is done for synthetic people with so many commands."""
+    split = replace(SPLIT, choose=1, test=1) if bench.toy else PEOPLE_SPLIT
+    return few_wish(bench, replace(split, adapt=count), rounds=60, licence="CC-BY-SA-4.0")
 
 
 def spoken(bench: Bench, which: str) -> Path:

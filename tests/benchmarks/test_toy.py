@@ -11,8 +11,10 @@ import pytest
 from manyvoice.data.features import LogMel
 from manyvoice.data.tokens import train_tokenizer
 from manyvoice.decode.recogniser import Recogniser
+from manyvoice.elastic.subnet import uniform
 from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import run_question
+from manyvoice.recipes.sizes import Size, write_size
 from manyvoice.recipes.watch import Silent
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -149,6 +151,17 @@ def test_people(tmp_path: Path) -> None:
     assert together["nats_per_character_if_all_kept"] == pytest.approx(each["nats_per_character_if_all_kept"], rel=1e-3)
     for which in ("space", "choose"):
         toy("submodels", tmp_path / "submodels", f"base={base}", "part=people", f"on={which}", "adapt=1", "jobs=0")
+    saved = Recogniser.load(base)
+    anatomy = saved.family.anatomy(saved.model)
+    for name, layers in (("100", [0, 1]), ("50", [0])):
+        size = Size(subnet=uniform(anatomy, name, layers, {}), statistics=None, document={})
+        write_size(saved, size, {"costs": {"layer_macs": float(len(layers))}, "results": {}})
+    with_sizes = toy("submodels", tmp_path / "submodels", f"base={base}", "part=sizes", "adapt=2", "rounds=2")["rows"]
+    sizes = {(r["size"], r["arm"]): r for r in with_sizes if r["kind"] == "sizes"}
+    arms = ("base", "across sizes", "the whole alone", "this size alone")
+    assert set(sizes) == {(size, arm) for size in ("100", "50") for arm in arms}
+    assert {r["words"] for r in sizes.values()} == {sizes["100", "base"]["words"]}
+    assert sizes["100", "the whole alone"]["wer"] == sizes["100", "this size alone"]["wer"]
     people = tmp_path / "submodels" / "people"
     found = toy("space", tmp_path / "space", f"base={base}", f"people={people}")["rows"]
     assert {row["on"] for row in found if row["kind"] == "arm"} == {"people, report"}
