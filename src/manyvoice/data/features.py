@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import ParakeetFeatureExtractor
+from transformers.models.parakeet.feature_extraction_parakeet import EPSILON, LOG_ZERO_GUARD_VALUE
 
 from manyvoice.errors import AudioError, ModelError
 from manyvoice.types import Frames, Seconds
@@ -58,6 +59,27 @@ class LogMel:
     def save(self, folder: Path) -> None:
         """Write ``preprocessor_config.json``."""
         self.stock.save_pretrained(str(folder))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a program without torch needs for the same features, in double precision; W samples in a window.
+
+        With p = samples less ``preemphasis`` times the sample before, padded by W / 2 zeros on both sides, and a window
+        every ``hop`` samples: log(|rfft(p * window_W)|^2 @ mel_KF + floor) with K = W / 2 + 1 frequencies, of which each
+        bin less its mean is divided by its standard deviation over time, with T - 1 in it, plus ``epsilon``.
+        """
+        stock = self.stock
+        window_W = np.zeros(stock.n_fft)
+        start = (stock.n_fft - stock.win_length) // 2  # torch.stft centres a short window
+        window_W[start : start + stock.win_length] = np.hanning(stock.win_length)
+        numbers = {
+            "hop": self.hop,
+            "rate": self.rate,
+            "preemphasis": stock.preemphasis or 0.0,
+            "floor": LOG_ZERO_GUARD_VALUE,
+            "epsilon": EPSILON,
+        }
+        mel_KF = stock.mel_filters.double().numpy().T
+        return {"window": window_W, "mel": mel_KF, **{name: np.asarray(n) for name, n in numbers.items()}}
 
     @classmethod
     def build(cls, settings: Mapping[str, object]) -> LogMel:

@@ -3,8 +3,8 @@
     audio_signal  float32 B F T   log-mel features, normalised        logprobs  float32 B E V  log-probabilities
     length        int64 B         feature frames of each utterance    lengths   int64 B        encoder frames of each
 
-B, T and with it E are dynamic. Beside ``model.onnx`` lies ``tokens.txt``: a token and its number a line, the blank as
-``<blk>``. A file is called done only once ONNX Runtime gives torch's answers on ragged batches.
+B, T and with it E are dynamic. Beside ``model.onnx`` lie ``tokens.txt``, a token and its number a line, the blank as
+``<blk>``, and ``features.npz``, from which sound becomes features without torch (``LogMel.arrays``). A file is called done only once ONNX Runtime gives torch's answers on ragged batches.
 
 With voices there is one more input, so that one file serves every voice, several in one batch:
 
@@ -99,7 +99,7 @@ class _Scores(nn.Module):
 def export_onnx(
     recogniser: Recogniser, folder: Path, *, int8: bool = False, voices: VoiceInput | None = None
 ) -> Exported:
-    """Write ``model.onnx`` and ``tokens.txt``, and with ``int8`` also ``model.int8.onnx``.
+    """Write ``model.onnx``, ``tokens.txt`` and ``features.npz``, and with ``int8`` also ``model.int8.onnx``.
 
     int8 quantises the weights of matrix products, activations as they come, with one scale for a batch; voices stay as
     they are. It has no parity to hold: measure its error rate with :func:`onnx_recogniser`.
@@ -124,6 +124,7 @@ def export_onnx(
         _describe(onnx, aside, recogniser, {} if voices is None else {"voices": json.dumps(told)})
         parity = check_parity(aside, scores, recogniser.log_mel.bins, tried_KP)
         tokens.write_text(tokens_of(recogniser), encoding="utf-8")
+        np.savez(folder / "features.npz", **recogniser.log_mel.arrays())
         files = () if voices is None else voices.write(folder, told["tokenizer"])
         aside.replace(model)
         quantised = _quantised(model) if int8 else None
