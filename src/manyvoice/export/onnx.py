@@ -4,7 +4,8 @@
     length        int64 B         feature frames of each utterance    lengths   int64 B        encoder frames of each
 
 B, T and with it E are dynamic. Beside ``model.onnx`` lie ``tokens.txt``, a token and its number a line, the blank as
-``<blk>``, and ``features.npz``, from which sound becomes features without torch (``LogMel.arrays``). A file is called done only once ONNX Runtime gives torch's answers on ragged batches.
+``<blk>``, and ``features.npz``, from which sound becomes features without torch (``LogMel.arrays``). A file is called
+done only once ONNX Runtime gives torch's answers on ragged batches.
 
 With voices there is one more input, so that one file serves every voice, several in one batch:
 
@@ -124,7 +125,8 @@ def export_onnx(
         _describe(onnx, aside, recogniser, {} if voices is None else {"voices": json.dumps(told)})
         parity = check_parity(aside, scores, recogniser.log_mel.bins, tried_KP)
         tokens.write_text(tokens_of(recogniser), encoding="utf-8")
-        np.savez(folder / "features.npz", **recogniser.log_mel.arrays())
+        arrays: dict[str, Any] = dict(recogniser.log_mel.arrays())
+        np.savez(folder / "features.npz", **arrays)
         files = () if voices is None else voices.write(folder, told["tokenizer"])
         aside.replace(model)
         quantised = _quantised(model) if int8 else None
