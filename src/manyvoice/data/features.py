@@ -64,8 +64,8 @@ class LogMel:
         """What a program without torch needs for the same features, in double precision; W samples in a window.
 
         With p = samples less ``preemphasis`` times the sample before, padded by W / 2 zeros on both sides, and a window
-        every ``hop`` samples: log(|rfft(p * window_W)|^2 @ mel_KF + floor) with K = W / 2 + 1 frequencies. Each bin less
-        its mean is then divided by its standard deviation over time, with T - 1 in it, plus ``epsilon``.
+        every ``hop`` samples: log(|rfft(p * window_W)|^2 @ mel_KF + floor) with K = W / 2 + 1 frequencies. Each bin
+        less its mean is divided by its standard deviation over time, with T - 1 in it, plus ``epsilon``.
         """
         stock = self.stock
         window_W = np.zeros(stock.n_fft)
