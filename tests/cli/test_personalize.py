@@ -169,7 +169,7 @@ def test_interrupted_it_says_so_and_goes_on_the_next_time(
     monkeypatch.setattr(OwnerTraining, "run", interrupted)
     stopped = manyvoice(*words)
     assert (stopped.returncode, stopped.stdout) == (1, "")
-    assert stopped.stderr.splitlines()[-1].startswith("manyvoice: stopped; finished speakers are kept")
+    assert stopped.stderr.splitlines()[-1].startswith("manyvoice: stopped; the same command goes on")
     assert not (tmp_path / "run" / "report.json").exists()
     found = document(manyvoice(*words))
     assert trainings == [("s0",), ("s1",), ("s1",)]

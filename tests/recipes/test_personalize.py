@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from manyvoice.recipes.speakers import Split
 from manyvoice.recipes.voiced import serve_speakers
 from manyvoice.submodels.store import Store
 from manyvoice.submodels.voice import Voice
+from manyvoice.train.halfway import Halfway
 from manyvoice.train.owners import OwnerTraining, Schedule
-from manyvoice.types import Batch
+from manyvoice.types import Batch, Seconds
 
 WANTED = Personalisation(
     settings={"rank": 4, "scale": 1.0}, split=Split(field="part"), masks=False, worse=1e9, licence="CC0-1.0",
@@ -61,13 +63,15 @@ class Job:
 
 @dataclass
 class Listener:
-    """A watcher that keeps what it is told, and is interrupted at a note that begins like that."""
+    """A watcher that keeps what it is told, and is interrupted at a note that begins like that, or at a stage."""
 
     stop: str | None = None
+    at: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
         self.stages: dict[str, tuple[int, int]] = {}
+        self.first: dict[str, int] = {}
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -75,7 +79,10 @@ class Listener:
             raise KeyboardInterrupt
 
     def progress(self, stage: str, done: int, total: int) -> None:
+        self.first.setdefault(stage, done)
         self.stages[stage] = done, total
+        if (stage, done) == self.at:
+            raise KeyboardInterrupt
 
     def step(self, line: Mapping[str, float], epochs: int, left: float | None) -> None:
         raise AssertionError("that is of training a whole model")
@@ -205,6 +212,23 @@ def test_waves_make_the_same_voices_and_go_on_where_they_stopped(
             same_voice(Store(tmp_path / "run" / "voices").get(ours.speaker), Store(job.store).get(ours.speaker))
     again = personalize(base, job.corpus, tmp_path / "run", small)
     assert again == report and len(trainings) == 3
+
+
+def test_a_wave_goes_on_from_where_it_was_stopped(
+    job: Job, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(recipe, "Halfway", partial(Halfway, pause=Seconds(0.0)))
+    for stage in (("training", 17), ("training", 40)):
+        with pytest.raises(KeyboardInterrupt):
+            personalize(base, job.corpus, run, WANTED, watcher=Listener(at=stage))
+    assert [p.name for p in run.glob("halfway*")] == ["halfway-0.safetensors"]
+    last = Listener()
+    report = personalize(base, job.corpus, run, WANTED, watcher=last)
+    assert "training" not in last.first, "it had been through"
+    assert not list(run.glob("halfway*")), "weights are in the store alone"
+    kept = {o.speaker: o.voice for o in job.report.outcomes}
+    assert kept == {o.speaker: o.voice for o in report.outcomes} and kept["ann"] is not None
 
 
 def test_memory_that_holds_nobody(job: Job, base: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,18 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import UsageError, VoiceError
 from manyvoice.models.batchnorm import recalibrate
 from manyvoice.models.load import build_model
+from manyvoice.recipes import space as recipe
 from manyvoice.recipes.enrol import Enrolled, Enrolment, enrol
 from manyvoice.recipes.space import Difference, Learning, Space, SpaceTraining, read_report, train_space
 from manyvoice.recipes.speakers import Split
 from manyvoice.recipes.transcribe import Recording
 from manyvoice.recipes.variant import owned_by, whole_variant
 from manyvoice.recipes.voices import remove_voices
+from manyvoice.recipes.watch import Silent
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.generator import Generator, own_of
 from manyvoice.submodels.store import Store
+from manyvoice.train.halfway import Halfway
 from manyvoice.train.objective import ctc, scores_of
 from manyvoice.train.owners import Schedule
 from manyvoice.types import Seconds
@@ -122,6 +126,32 @@ def test_a_space_says_what_it_is_worth(space: Path) -> None:
     assert report["choose_nats"][-1][1] < report["choose_nats"][0][1]
     assert report["predictor"]["speakers"] == 8 and report["predictor"]["r2"] > 0.2
     assert generator.card["speakers"] == 8 and report["numbers_per_voice"] == len(generator.mean) == 4
+
+
+def test_a_space_that_was_stopped_goes_on(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "Halfway", partial(Halfway, pause=Seconds(0.0)))
+    corpus = open_corpus([u for k, key in enumerate(KEYS[:4]) for u in whistled(f"s{k}", key, 5, 100 + k)])
+    wanted = SpaceTraining(
+        settings={"dim": 2, "rank": 2}, split=Split(choose=1, test=1), schedule=Schedule(rounds=6, lr=2e-2, every=2)
+    )
+
+    class Watch(Silent):
+        def __init__(self, stop: int) -> None:
+            self.stop, self.rounds = stop, list[int]()
+
+        def progress(self, stage: str, done: int, total: int) -> None:
+            if stage == "training":
+                self.rounds.append(done)
+                if done == self.stop:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_space(base, corpus, tmp_path / "stopped", wanted, Watch(5))
+    last = Watch(-1)
+    again = train_space(base, corpus, tmp_path / "stopped", wanted, last)
+    assert last.rounds == [5, 6]
+    assert Generator.read(again).hash == Generator.read(train_space(base, corpus, tmp_path / "whole", wanted)).hash
+    assert sorted(p.name for p in again.parent.iterdir()) == ["report.json", "space.safetensors"]
 
 
 @pytest.mark.parametrize("how", ["predict", "learn"])

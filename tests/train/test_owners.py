@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from manyvoice.errors import WorkError
 from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.method import make_method
+from manyvoice.train.halfway import Halfway
 from manyvoice.train.objective import ctc_per_utterance, scores_of
 from manyvoice.train.owners import OwnerTraining, Schedule, Speech, packed, visit
 from manyvoice.types import Batch, Seconds
@@ -157,3 +159,47 @@ def test_packing_holds_every_owner_once_within_the_limit(lengths: list[list[floa
 def test_the_rate_rises_then_falls() -> None:
     rates = [SCHEDULE.rate(r) for r in range(7)]
     assert max(rates) <= 1.0 and rates[-1] < 0.5 and min(rates) >= 0.1
+
+
+@pytest.mark.parametrize("method", ["adapter", "generated"])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    method: str, base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = training(base, monkeypatch, OWNERS, method=method)
+    expected = whole.run()
+    for stop in (3, 5):
+
+        class Stopped(Exception):
+            pass
+
+        def tell(done: int, rounds: int, active: int, stop: int = stop) -> None:
+            if done == stop:
+                raise Stopped
+
+        halfway = Halfway(tmp_path / f"{stop}.safetensors", "this job", pause=Seconds(0.0))
+        with pytest.raises(Stopped):
+            training(base, monkeypatch, OWNERS, method=method).run(tell, halfway)
+        assert (
+            training(base, monkeypatch, OWNERS, method=method).run(halfway=Halfway(halfway.path, "another")) is not None
+        )
+        again = training(base, monkeypatch, OWNERS, method=method)
+        rounds: list[int] = []
+        assert again.run(lambda done, n, active, rounds=rounds: rounds.append(done), halfway) == expected
+        assert rounds[0] == stop - stop % SCHEDULE.every + 1
+        for where, p in (whole.bank.tensors | whole.bank.shared).items():
+            assert torch.equal((again.bank.tensors | again.bank.shared)[where], p), where
+        halfway.remove()
+        assert not list(tmp_path.glob(f"{stop}*"))
+
+
+def test_what_is_kept_is_written_now_and_then_and_damage_is_as_good_as_nothing(
+    base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    halfway = Halfway(tmp_path / "halfway.safetensors", "this job")
+    training(base, monkeypatch, ["ann"]).run(halfway=halfway)
+    assert not halfway.path.exists(), "the run took less than the pause"
+    halfway.path.write_bytes(b"cut off")
+    assert halfway.read() is None
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match="cannot be written"):
+        Halfway(tmp_path / "file" / "halfway", "this job").write({}, {})

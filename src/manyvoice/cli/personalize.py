@@ -69,7 +69,7 @@ def personalize(
                 general=open_corpus(general) if general else None, watcher=terminal, dry_run=dry_run,
             )  # fmt: skip
     except KeyboardInterrupt as error:
-        raise WorkError("stopped; finished speakers are kept, the same command goes on with the others") from error
+        raise WorkError("stopped; the same command goes on") from error
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun the first process speaks for all
     emit(report.as_dict(), as_json=as_json, text=f"{report.headline()}\n{report.sentence()}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from manyvoice.cli.console import Terminal, emit, settings_of
+from manyvoice.errors import WorkError
 
 
 def space(
@@ -37,8 +38,11 @@ def space(
         method=method, settings=settings_of(setting or []), by=by,
         schedule=Schedule(rounds=rounds, lr=lr, shared_lr=shared_lr), seed=seed,
     )  # fmt: skip
-    with Terminal() as terminal:
-        path = train_space(base, open_corpus(manifest), output, wanted, terminal)
+    try:
+        with Terminal() as terminal:
+            path = train_space(base, open_corpus(manifest), output, wanted, terminal)
+    except KeyboardInterrupt as error:
+        raise WorkError("stopped; the same command goes on") from error
     report = read_report(output)
     emit({"space": str(path), **report}, as_json=as_json, text=_text(path, report))
 

@@ -37,6 +37,7 @@ from manyvoice.submodels.method import Edit, make_method
 from manyvoice.submodels.store import Store
 from manyvoice.submodels.voice import Voice
 from manyvoice.train import distributed
+from manyvoice.train.halfway import Halfway, digest_of
 from manyvoice.train.owners import Best, OwnerTraining, Schedule, Speech
 from manyvoice.types import Batch
 
@@ -211,7 +212,7 @@ class Personalising:
             label = f"wave {number} of {len(waves)}: " if len(waves) > 1 else ""
             count = "1 speaker" if len(wave) == 1 else f"{len(wave)} speakers"
             self.watcher.note(f"{label}{count}, " + ", ".join(s.name for s in wave[:5]) + ", ..." * (len(wave) > 5))
-            for outcome in self._wave(store, wave, label):
+            for outcome in self._wave(store, wave, label, self.output / f"halfway-{rank}.safetensors"):
                 try:
                     with lines.open("a", encoding="utf-8") as file:
                         file.write(outcome.to_json())
@@ -260,7 +261,7 @@ class Personalising:
     def _bytes(self, rows: Sequence[int]) -> float:
         return _BYTES_PER_SECOND * float(self.everything.durations_N[list(rows)].sum())
 
-    def _wave(self, store: Store, wave: Sequence[Speaker], label: str) -> Iterator[Outcome]:
+    def _wave(self, store: Store, wave: Sequence[Speaker], label: str, kept: Path) -> Iterator[Outcome]:
         # what reports is listened to again then: it is heard twice in all, and in full precision
         rows = {i for s in wave for i in (*s.adapt, *s.choose)} | set(self.general) | {i for _, i in self._others()}
         said = partial(self.watcher.progress, f"{label}listening")
@@ -281,8 +282,9 @@ class Personalising:
             replace(self.wanted.schedule, replayed=replayed), seed=self.wanted.seed,
         )  # fmt: skip
         train = partial(self.watcher.progress, f"{label}training")
-        best = job.run(lambda done, n, active: train(done if active else n, n))
-        yield from self._judge(store, wave, job, best, label)
+        halfway = Halfway(kept, digest_of(self._settings(), self.everything.fingerprint, owners))
+        best = job.run(lambda done, n, active: train(done if active else n, n), halfway)
+        yield from self._judge(store, wave, job, best, label, halfway)
 
     def _rates(self) -> tuple[float, ...]:
         return self.wanted.lrs or (self.wanted.schedule.lr,)
@@ -311,8 +313,9 @@ class Personalising:
         return self._loss(bank, batch)
 
     def _judge(
-        self, store: Store, wave: Sequence[Speaker], job: OwnerTraining, best: dict[int, Best], label: str
-    ) -> Iterator[Outcome]:
+        self, store: Store, wave: Sequence[Speaker], job: OwnerTraining, best: dict[int, Best], label: str,
+        halfway: Halfway,
+    ) -> Iterator[Outcome]:  # fmt: skip
         """Each speaker's best candidate against the base; what helps is stored."""
         rates = self._rates()
         rows = {}
@@ -324,6 +327,7 @@ class Personalising:
         chosen = [measure(owners, choose, f"{label}judging", held) for owners in ({}, rows)]
         before, after = (measure(owners, test, f"{label}measuring") for owners in ({}, rows))
         others = self._on_others(job, rows)
+        halfway.remove()  # from here on weights are in the store alone
         for speaker in wave:
             name, row = speaker.name, rows[speaker.name]
             nats = best[row].history[0][1], best[row].nats

@@ -36,6 +36,7 @@ from manyvoice.submodels.generator import FILE, Generator, SpaceAdamW, generator
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.predict import EXAMPLES, Heard, Predictor, examples, fit_predictor, listen, taps_of
 from manyvoice.train import distributed
+from manyvoice.train.halfway import Halfway, digest_of
 from manyvoice.train.owners import Best, LossesOf, OwnerTraining, Schedule, Speech
 from manyvoice.types import Batch
 
@@ -201,7 +202,7 @@ def train_space(
     base: str | Path, corpus: Corpus, output: Path, wanted: SpaceTraining | None = None,
     watcher: Watcher | None = None,
 ) -> Path:  # fmt: skip
-    """Train a space on all speakers of a manifest; returns its file.
+    """Train a space on all speakers of a manifest; returns its file. Stopped half way, the same call goes on.
 
     Under torchrun each process has its share of the speakers, and they learn what is shared together.
 
@@ -211,7 +212,15 @@ def train_space(
     accelerator = distributed.start("fp32")
     main = accelerator.is_main_process
     job = _Making(base, corpus, wanted or SpaceTraining(), (watcher or Silent()) if main else Silent(), accelerator)
-    generator, report = job.run()
+    told = (
+        asdict(job.wanted),
+        job.variant.base,
+        corpus.fingerprint,
+        [s.name for s in job.mine],
+        accelerator.num_processes,
+    )
+    halfway = Halfway(output / f"halfway-{accelerator.process_index}.safetensors", digest_of(*told))
+    generator, report = job.run(halfway)
     if main:
         generator.write(output)
         try:
@@ -220,6 +229,7 @@ def train_space(
         except OSError as error:
             raise WorkError(f"{output}: the report cannot be written ({error}); make room and run it again") from error
     accelerator.wait_for_everyone()
+    halfway.remove()
     distributed.stop_group()
     return output / FILE
 
@@ -258,13 +268,13 @@ class _Making:
         self.mine = self.speakers[accelerator.process_index :: accelerator.num_processes]
         self.tokens = [recogniser.tokenizer.encode(text) for text in corpus.texts()]
 
-    def run(self) -> tuple[Generator, dict[str, Any]]:
+    def run(self, halfway: Halfway) -> tuple[Generator, dict[str, Any]]:
         """The space, the same on all processes, and its report."""
         rows = sorted({i for s in self.mine for i in s.rows()})
         said = partial(self.watcher.progress, "listening")
         features = HeldFeatures(self.corpus, self.recogniser.log_mel, rows, said)
         bank = Bank(self.variant.anatomy, self.method, [s.name for s in self.mine], seed=self.wanted.seed)
-        best = self._train(bank, features)
+        best = self._train(bank, features, halfway)
         own_SE = self._gathered(own_of(bank).detach().double().cpu().numpy())
         self.watcher.note(f"fitting what predicts a voice from speech, on {len(own_SE)} speakers")
         predictor = self._predictor(features, own_SE)
@@ -279,7 +289,7 @@ class _Making:
             "choose_nats": history, "measured": self._measured(bank, features), "predictor": predictor.card(),
         }  # fmt: skip
 
-    def _train(self, bank: Bank, features: HeldFeatures) -> dict[int, Best]:
+    def _train(self, bank: Bank, features: HeldFeatures, halfway: Halfway) -> dict[int, Best]:
         augment = MASKS if self.wanted.masks else None
         collator = Collator(self.corpus, features, self.tokens, augment=augment, seed=self.wanted.seed)
         speech = [Speech(adapt=s.adapt, choose=s.choose) for s in self.mine]
@@ -287,7 +297,7 @@ class _Making:
             bank, speech, collator, *plain_losses(self.variant), self.wanted.schedule, seed=self.wanted.seed,
             accelerator=self.accelerator,
         )  # fmt: skip
-        return job.run(lambda done, n, _: self.watcher.progress("training", done, n))
+        return job.run(lambda done, n, _: self.watcher.progress("training", done, n), halfway)
 
     def _predictor(self, features: HeldFeatures, own_SE: Floats) -> Predictor:
         found = []

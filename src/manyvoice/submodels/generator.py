@@ -243,6 +243,10 @@ class SpaceAdamW:
         for p, part in zip(tensors, own_PE.split([p[0].numel() for p in tensors], dim=1), strict=True):
             p[rows_P] = part.view(-1, *p.shape[1:])
 
+    def state(self) -> dict[str, Tensor]:
+        """As ``RowAdamW`` has it, and z."""
+        return self.rows.state() | {"z": self.z}
+
 
 def own_of(bank: Bank, rows: Sequence[int] | None = None) -> Tensor:
     """The own numbers of rows of a bank, or of all but the identity, S E; gradients pass."""

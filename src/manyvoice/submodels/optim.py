@@ -93,6 +93,11 @@ class RowAdamW:
                 before = before * (1 - lr_P * self.weight_decay)
             t[rows_P] = before - lr_P * (m_P / one) / ((v_P / two).sqrt() + self.eps)
 
+    def state(self) -> dict[str, Tensor]:
+        """Counters and moments themselves, by name: written over, they are another moment's."""
+        moments = {"first": self.first, "second": self.second}
+        return {"steps": self.steps_S} | {f"{n}/{k}": t for n, all in moments.items() for k, t in enumerate(all)}
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for t in self.tensors:

@@ -18,13 +18,14 @@ from typing import Protocol, final
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from manyvoice.data.collate import Collator
 from manyvoice.errors import WorkError
 from manyvoice.submodels.bank import Bank, Where
 from manyvoice.submodels.optim import RowAdamW, owner_means
 from manyvoice.train.distributed import exchange_gradients, summed
+from manyvoice.train.halfway import Halfway, fits, restore
 from manyvoice.types import Batch, Seconds
 
 # losses of each utterance of a batch, one for each size that a round trains; back-propagated one after the other
@@ -36,6 +37,9 @@ class Steps(Protocol):
 
     def step_rows(self, rows_P: Tensor, grads: Sequence[Tensor], *, scale: float = 1.0) -> None:
         """As :meth:`RowAdamW.step_rows`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """As :meth:`RowAdamW.state`."""
 
 
 @final
@@ -172,32 +176,83 @@ class OwnerTraining:
         self.accelerator = accelerator
         self.active = set(range(1, len(bank)))
         self.best: dict[int, Best] = {}
-        self._rows: dict[int, dict[Where, Tensor]] = {}
         self._together = Best(nats=math.inf, round=0)
-        self._all_of_it: tuple[dict[Where, Tensor], dict[Where, Tensor]] | None = None
+        # the best rows so far; of what is shared as well where it is learned
+        self._kept = {where: p.detach().clone() for where, p in self._learned().items()}
 
-    def run(self, progress: Callable[[int, int, int], None] | None = None) -> dict[int, Best]:
+    def run(
+        self, progress: Callable[[int, int, int], None] | None = None, halfway: Halfway | None = None
+    ) -> dict[int, Best]:
         """Train until all owners have stopped or the rounds are over; each row is then the best it has been.
 
-        Args: progress: told of (round, rounds, owners still training).
+        Args: progress: told of (round, rounds, owners still training).  halfway: where the run is kept now and then,
+            and goes on from, bit for bit; whoever gives it removes it.
         Raises: WorkError if a loss is not finite.
         """
-        self._look(0)
-        for round in range(self.schedule.rounds):
+        begun = self._resumed(halfway)
+        if begun == 0:
+            self._look(0)
+        for round in range(begun, self.schedule.rounds):
+            if self._over():
+                break
             self._round(round)
             done = round + 1
             if done % self.schedule.every == 0 or done == self.schedule.rounds:
                 self._look(done)
+                self._keep(halfway, done)
             if progress is not None:
                 progress(done, self.schedule.rounds, len(self.active))
-            if self._over():
-                break
-        for row, tensors in self._rows.items():
-            self.bank.put(row, tensors)
-        if self._all_of_it is not None:
-            for where, p in (self.bank.tensors | self.bank.shared).items():
-                p.data.copy_((self._all_of_it[0] | self._all_of_it[1])[where])
+        with torch.no_grad():
+            for where, p in self._learned().items():
+                p.copy_(self._kept[where])
         return self.best
+
+    def _learned(self) -> dict[Where, nn.Parameter]:
+        return self.bank.tensors if self.shared is None else self.bank.tensors | self.bank.shared
+
+    def _state(self) -> dict[str, Tensor]:
+        """All tensors that a round changes, themselves."""
+        found: dict[str, Tensor] = {f"now/{key}/{part}": p for (key, part), p in self._learned().items()}
+        found |= {f"kept/{key}/{part}": t for (key, part), t in self._kept.items()}
+        found |= {f"own moments/{name}": t for name, t in self.optimizer.state().items()}
+        for k, p in enumerate(self.shared.param_groups[0]["params"] if self.shared is not None else ()):
+            assert self.shared is not None
+            moments = self.shared.state[p]
+            if not moments:  # as it makes them itself at its first step
+                moments |= {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+            found |= {f"shared moments/{k}/{name}": t for name, t in moments.items()}
+        return found
+
+    def _keep(self, halfway: Halfway | None, done: int) -> None:
+        # all processes together, or they could not go on together
+        if halfway is None or self._all(halfway.due()) == 0:
+            return
+        best = {row: [b.nats, b.round, b.history] for row, b in self.best.items()}
+        together = [self._together.nats, self._together.round]
+        told = {"done": done, "active": sorted(self.active), "best": best, "together": together}
+        halfway.write(self._state(), told)
+
+    def _resumed(self, halfway: Halfway | None) -> int:
+        """The rounds that another run has done, all processes the same; its state is taken over."""
+        if halfway is None:
+            return 0
+        state, found = self._state(), halfway.read()
+        done = found[1]["done"] if found is not None and fits(state, found[0]) else 0
+        if self._all(done) ** 2 != self._all(1) * self._all(done**2) or found is None or done == 0:
+            return 0
+        tensors, told = found
+        restore(state, tensors)
+        self.active = set(told["active"])
+        self._together = Best(nats=told["together"][0], round=told["together"][1])
+        self.best = {
+            int(row): Best(nats=nats, round=round, history=[(r, n) for r, n in history])
+            for row, (nats, round, history) in told["best"].items()
+        }
+        return int(done)
 
     def _over(self) -> bool:
         return not self.active if self.shared is None else self._all(len(self.active)) == 0
@@ -278,7 +333,8 @@ class OwnerTraining:
             if nats < best.nats:
                 best.nats, best.round = nats, round
                 if self.shared is None:
-                    self._rows[row] = {where: p[row].clone() for where, p in self.bank.tensors.items()}
+                    for where, p in self.bank.tensors.items():
+                        self._kept[where][row] = p[row]
             elif self.shared is None and self._late(best, round):
                 self.active.discard(row)
         if self.shared is not None:
@@ -289,8 +345,8 @@ class OwnerTraining:
         mean = self._all(math.fsum(found.values())) / max(1.0, self._all(len(found)))
         if mean < self._together.nats:
             self._together.nats, self._together.round = mean, round
-            own, shared = self.bank.tensors, self.bank.shared
-            self._all_of_it = {w: p.clone() for w, p in own.items()}, {w: p.clone() for w, p in shared.items()}
+            for where, p in self._learned().items():
+                self._kept[where].copy_(p)
         elif self._late(self._together, round):
             self.active.clear()
 
