@@ -160,11 +160,11 @@ def test_interrupted_it_says_so_and_goes_on_the_next_time(
     words = ("personalize", trained / "model", tones, "-o", tmp_path / "run", *FLAGS, "--memory", "0.15MiB", "--json")
     run, trainings = OwnerTraining.run, []
 
-    def interrupted(self: OwnerTraining, progress: Any = None) -> Any:
+    def interrupted(self: OwnerTraining, progress: Any = None, halfway: Any = None) -> Any:
         trainings.append(self.bank.owners)
         if len(trainings) == 2:
             raise KeyboardInterrupt
-        return run(self, progress)
+        return run(self, progress, halfway)
 
     monkeypatch.setattr(OwnerTraining, "run", interrupted)
     stopped = manyvoice(*words)
