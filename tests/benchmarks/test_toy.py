@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,26 @@ def test_supernet(data: Path, tmp_path: Path) -> None:
         assert rows["supernet", size]["layer_macs"] == rows["alone", size]["layer_macs"]
     assert rows["alone", "25"]["layer_macs"] < 0.3 * rows["alone", "100"]["layer_macs"]
     assert {len(row["errors"]) for row in rows.values()} == {8}
+    sizes, time = found["aims"]
+    assert not sizes["holds"] and sizes["why"].startswith("void: the largest alone is at "), "it has learned nothing"
+    assert time["why"] == "not all sizes have been trained alone"
+    again = toy("supernet", tmp_path)
+    assert again["rows"] == found["rows"] and again["aims"] == found["aims"]
+
+
+def test_only_rows_of_the_same_settings_are_compared() -> None:
+    spec = spec_from_file_location("supernet_benchmark", FOLDER / "supernet.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def row(arm: str, seed: int, lr: float, epochs: int = 2) -> dict[str, Any]:
+        return {"arm": arm, "seed": seed, "lr": lr, "epochs": epochs, "size": "100", "batch_seconds": 30.0}
+
+    rows = [row("supernet", 0, 4e-4), row("alone", 0, 8e-4), row("supernet", 0, 8e-4), row("supernet", 1, 8e-4)]
+    rows += [row("supernet", 0, 8e-4, epochs=20), row("alone", 1, 4e-4), row("alone", 1, 8e-4)]
+    assert module._pairs(rows) == {"100": ([rows[2], rows[3]], [rows[1], rows[6]], [0, 1])}
+    assert module._pairs(rows[:2]) == {}
 
 
 @pytest.mark.slow

@@ -89,8 +89,11 @@ class Bench:
         self.path = folder / "results" / name if self.option("toy", "") == "" else work / name
         self.rows: list[dict[str, Any]] = []
         self.aims: list[Aim] = []
+        # what an earlier run found stays until this one has come to its own end
+        self._earlier: list[dict[str, Any]] = []
         if self.path.exists():
-            self.rows = json.loads(self.path.read_text(encoding="utf-8"))["rows"]
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            self.rows, self._earlier = found["rows"], found["aims"]
 
     def option(self, name: str, default: str) -> str:
         """A setting given as ``name=value``."""
@@ -150,7 +153,8 @@ class Bench:
 
     def document(self) -> dict[str, Any]:
         """What the result file holds."""
-        return {"question": self.question, "rows": self.rows, "aims": [a.as_dict() for a in self.aims]}
+        aims = [a.as_dict() for a in self.aims] or self._earlier
+        return {"question": self.question, "rows": self.rows, "aims": aims}
 
 
 def find_folder() -> Path:
