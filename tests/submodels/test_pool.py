@@ -197,6 +197,41 @@ def test_a_bad_voice_fails_its_own_request_only(
     assert not base.get_submodule("encoder.layers.0")._forward_hooks
 
 
+def test_what_is_no_speech_or_no_number_fails_alone(
+    voices: Voices, shelf: Shelf, base: PreTrainedModel, many: Batch
+) -> None:
+    shelf.add("loud", make_voice(base, 23, rank=2))
+    run(voices, many.rows(0, 1), ["loud"])
+    slot = voices._slots._slots["default", shelf.names["loud", "default"]]
+    with torch.no_grad():  # as a half precision overflows on some utterances only
+        for p in slot.bank.parameters():
+            p[slot.row] = float("nan")
+    len_B = many.len_B.clone()
+    len_B[1] = 0
+    found = voices.scores(many.features_BTF, len_B, ["ann", "ann", "loud", None, "bob", "cem", None, "ann"])
+    assert "utterance 1 has 0 feature frames" in str(found[1].error)
+    assert "'loud'" in str(found[2].error) and "not a number" in str(found[2].error)
+    for b, name in ((0, "ann"), (3, None), (4, "bob")):
+        voice = None if name is None else shelf.voices[shelf.names[name, "default"]]
+        assert_same(found[b].answer()[0], reference(base, many, b, voice))
+
+
+def test_another_thread_on_the_model_is_not_edited(base: PreTrainedModel, many: Batch, shelf: Shelf) -> None:
+    """Whoever runs the bare model while a batch of voices is inside it gets the bare model."""
+    expected = reference(base, many, 0, None)
+    bank = Bank(anatomy_of(base), make_method("adapter", {"rank": 2}), ["x"], dtype=torch.float64)
+    bank.put(1, shelf.voices[shelf.names["ann", "default"]].tensors)
+    found: list[Tensor] = []
+    with bank.on(base, torch.tensor([1])) as ran:
+        thread = threading.Thread(target=lambda: found.append(reference(base, many, 0, None)))
+        thread.start()
+        thread.join()
+        assert not ran.sites, "a receipt of this batch would name what the other one ran"
+        mine = family_of(base).logits(base, family_of(base).encode(base, many.features_BTF[:1], many.len_B[:1]))
+    assert_same(found[0], expected)
+    assert len(ran.sites) == 3 and not torch.equal(mine.x.log_softmax(-1)[0], expected)
+
+
 def test_a_voice_taken_away_and_brought_back_meanwhile_answers(
     shelf: Shelf, base: PreTrainedModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

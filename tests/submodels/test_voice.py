@@ -75,6 +75,34 @@ def test_numbers_that_are_not_finite_are_refused(voice: Voice) -> None:
         Voice.from_bytes(save({"0.block/up": torch.tensor([float("inf")])}, {"manyvoice": metadata()}), "ann")
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"base": 5}, "must be text"),
+        ({"tokenizer": None}, "must be text"),
+        ({"card": "x"}, "must be text, and its card an object"),
+        ({"settings": [1]}, "no voice that this version can read"),
+        ({"settings": {"roles": None}}, "roles = None; must be of the kind of"),
+        ({"settings": {"roles": [["a"]]}}, "roles = "),
+        ({"method": "lora", "settings": {"alpha": float("inf")}}, "alpha = inf; .* finite"),
+        ({"method": "lora", "settings": {"rank": 2.0}}, "rank = 2.0; must be of the kind of 8"),
+        ({"method": "lora", "settings": {"rank": True}}, "rank = True"),
+    ],
+)
+def test_crafted_words_are_refused_as_the_file_is_read(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(VoiceError, match=message):
+        Voice.from_bytes(save({"0.block/up": torch.zeros(1)}, {"manyvoice": metadata(**more)}), "x")
+
+
+def test_numbers_must_be_fractions_that_the_model_can_hold() -> None:
+    for tensor, message in (
+        (torch.tensor([1e300], dtype=torch.float64), "not finite"),
+        (torch.ones(1, dtype=torch.int8), "no fractions"),
+    ):
+        with pytest.raises(VoiceError, match=message):
+            Voice.from_bytes(save({"0.block/up": tensor}, {"manyvoice": metadata()}), "x")
+
+
 def metadata(**more: Any) -> str:
     return json.dumps(
         {"format": "voice.v1", "method": "scale", "settings": {}, "base": BASE, "tokenizer": TOKENIZER, "card": {}}

@@ -9,6 +9,7 @@ without. Row 0 is the identity and is never trained.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -218,11 +219,13 @@ def edited(
 ) -> Iterator[Ran]:
     """Inside, the model's sites are edited by tensors from anywhere; :meth:`Bank.on` is the usual way.
 
+    What another thread runs on the model meanwhile is not edited.
+
     Args: tensors: from a site's key to what ``method.edit`` wants there, of the whole site's width; called whenever the
         site runs.  layers, slices: as in :meth:`Bank.on`.
     Raises: ModelError if the model has none of the sites.
     """
-    ran = Ran()
+    ran, mine = Ran(), threading.get_ident()
     with ExitStack() as hooks:
         for key, name in _places(model, sites, layers):
             site = sites[key]
@@ -236,6 +239,8 @@ def edited(
                 site: Site = site,
                 parts: Mapping[str, Part] = parts,
             ) -> Any:
+                if threading.get_ident() != mine:
+                    return output
                 here = {name: _narrow(t, parts[name], site, slices or {}) for name, t in tensors(key).items()}
                 ran.sites.add(key)
                 return method.edit(here, output if site.kind == "stream" else inputs[0], output)

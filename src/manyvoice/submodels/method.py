@@ -8,6 +8,7 @@ A new method is one file in ``manyvoice.submodels.methods`` with a ``METHOD`` in
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -108,4 +109,19 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Edit:
     allowed = {f.name for f in fields(known[name])}
     if unknown := sorted(set(settings) - allowed):
         raise UsageError(f"method {name}: no setting {', '.join(unknown)}; it has {', '.join(sorted(allowed))}")
+    for field in fields(known[name]):
+        if field.name in settings and not _like(settings[field.name], field.default):
+            raise UsageError(
+                f"method {name}: {field.name} = {settings[field.name]!r}; must be of the kind of {field.default!r}, "
+                "and finite"
+            )
     return known[name](**settings)
+
+
+def _like(value: object, usual: object) -> bool:
+    """Whether a setting from outside is of the type of the usual one; whole numbers are numbers too."""
+    if isinstance(usual, tuple):
+        return isinstance(value, tuple) and all(isinstance(one, type(usual[0])) for one in value)
+    if isinstance(usual, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is type(usual)

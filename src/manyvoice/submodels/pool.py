@@ -140,6 +140,11 @@ class Voices:
             )
         requests = [_Request(voice, tenant) for voice, tenant in zip(voices, tenants, strict=True)]
         key_B, errors = self._resolve(dict(enumerate(requests)))
+        errors |= {
+            b: UsageError(f"utterance {b} has {n} feature frames: must be 1 or more; leave silence out")
+            for b, n in enumerate(len_B.tolist())
+            if n < 1
+        }
         outcomes = {b: Outcome(error=error) for b, error in errors.items()}
         loaded: dict[Key, Voice] = {}
         failed: dict[Key | None, ManyvoiceError] = {}
@@ -222,6 +227,12 @@ class Voices:
         bare = Receipt(base=self.base, size=self.narrowing.size, tenant=request.tenant)
         if slot is None:
             return Outcome(logp_TV=logp_TV, receipt=bare)
+        if logp_TV.isnan().any():
+            hash = slot.key[1][:12]
+            return Outcome(error=VoiceError(
+                f"voice {request.voice!r} ({hash}): what it makes of this utterance is not a number; remove it, and "
+                "train it again with a lower learning rate"
+            ))  # fmt: skip
         sites = ran[slot.bank].sites
         try:
             receipt = replace(

@@ -121,10 +121,14 @@ class Voice:
             stored = load(data)
             method = make_method(document["method"], document["settings"])
             base, tokenizer, card = document["base"], document["tokenizer"], document["card"]
-        except (SafetensorError, KeyError, TypeError, ValueError, UsageError) as error:
+            if not (isinstance(base, str) and isinstance(tokenizer, str) and isinstance(card, dict)):
+                raise ValueError("its base and tokenizer must be text, and its card an object")
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
             raise VoiceError(f"{where}: is no voice that this version can read ({error})") from error
         if not stored:
             raise VoiceError(f"{where}: holds no tensors; make the voice again")
+        if odd := [name for name, tensor in stored.items() if not tensor.is_floating_point()]:
+            raise VoiceError(f"{where}: {odd[0]} holds {stored[odd[0]].dtype}, no fractions; make the voice again")
         _check_finite(stored, where)
         tensors: dict[Where, Tensor] = {}
         for name, tensor in stored.items():
@@ -186,5 +190,6 @@ def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     if together.sum().isfinite():
         return
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        # as the models compute: a double that single precision does not hold is infinite there
+        if not tensor.float().isfinite().all():
             raise VoiceError(f"{where}: {name} holds numbers that are not finite; train it again, more slowly")
