@@ -231,6 +231,54 @@ def test_a_wave_goes_on_from_where_it_was_stopped(
     assert kept == {o.speaker: o.voice for o in report.outcomes} and kept["ann"] is not None
 
 
+def test_one_that_diverges_costs_the_others_nothing(job: Job, base: Path, tmp_path: Path) -> None:
+    heard = Listener()
+    wild = replace(WANTED, lrs=(3e-2, 1e30))
+    report = personalize(base, job.corpus, tmp_path / "run", wild, watcher=heard)
+    assert {o.speaker: (o.kept, o.lr) for o in report.outcomes if o.kept} == {"ann": (True, 3e-2), "bob": (True, 3e-2)}
+    only = replace(SHORT, schedule=replace(SHORT.schedule, lr=1e30))
+    with pytest.raises(WorkError, match="the loss of .* is not finite in round"):
+        personalize(base, job.corpus, tmp_path / "wild", only)
+
+
+def test_names_that_are_none_are_left_out_and_odd_ones_come_back(job: Job, base: Path, tmp_path: Path) -> None:
+    odd = {"ann": "a\u2028n\x85n", "bob": " ", "mallory": "m\ud800"}
+    corpus = open_corpus([replace(u, speaker=odd.get(str(u.speaker), u.speaker)) for u in job.corpus])
+    report = personalize(base, corpus, tmp_path / "run", SHORT)
+    assert [o.speaker for o in report.outcomes] == ["a\u2028n\x85n"]
+    assert set(report.left_out) == {" ", "m?", "eve"} and "no voice can be kept" in report.left_out[" "]
+    assert personalize(base, corpus, tmp_path / "run", SHORT) == report
+
+
+def test_the_store_is_looked_at_before_anything_is_trained(
+    job: Job, base: Path, tmp_path: Path, trainings: list[OwnerTraining]
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("dear")
+    for wanted, store, message in (
+        (SHORT, Store(tmp_path / "other"), "holds other files"),
+        (replace(SHORT, tenant="T" * 60), None, "is too long"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            personalize(base, job.corpus, tmp_path / "run", wanted, store=store)
+    assert not trainings
+    personalize(base, job.of("ann"), tmp_path / "ann", SHORT)
+    with pytest.raises(UsageError, match=r"personalize.json is of a run with other"):
+        personalize(base, job.of("ann"), tmp_path / "ann", SHORT, store=Store(tmp_path / "new"))
+
+
+def test_an_older_voice_that_stays_is_told_of(job: Job, base: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "voices")
+    personalize(base, job.of("ann"), tmp_path / "first", WANTED, store=store)
+    older, heard = store.find("ann"), Listener()
+    assert older is not None
+    report = personalize(
+        base, job.of("ann"), tmp_path / "second", replace(WANTED, better=0.999), store=store, watcher=heard
+    )
+    assert not report.outcomes[0].kept and store.find("ann") == older
+    assert any(note.startswith(f"ann gets no new voice; {older[:12]}") for note in heard.notes)
+
+
 def test_memory_that_holds_nobody(job: Job, base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--memory: 0.0954 MiB do not hold ann's speech and submodel, .*; give more"):
         personalize(base, job.corpus, tmp_path / "run", replace(WANTED, memory=100_000))
@@ -293,7 +341,7 @@ def test_each_speaker_gets_the_best_of_several_rates(
     longer = replace(SHORT, lrs=rates, schedule=replace(SHORT.schedule, rounds=20))
     report = personalize(base, job.of("ann") + job.of("bob"), tmp_path / "run", longer)
     (training,) = trainings
-    assert training.bank.owners[:3] == ("ann", "ann at 0.03", "ann at 0.001") and len(training.bank.owners) == 6
+    assert training.bank.owners[:3] == ("ann", "ann\nat 0.03", "ann\nat 0.001") and len(training.bank.owners) == 6
     for k, outcome in enumerate(report.outcomes):
         nats = [training.best[1 + 3 * k + j].nats for j in range(3)]
         assert outcome.choose_nats[1] == min(nats) and outcome.lr == rates[nats.index(min(nats))]
@@ -345,6 +393,12 @@ def test_general_speech_is_learned_from_and_measures(
     assert report.outcomes[0].others != alone.outcomes[0].others, "measured on each other"
 
 
+def test_general_speech_under_other_ids_is_the_same_speech(job: Job, base: Path, tmp_path: Path) -> None:
+    renamed = open_corpus([replace(u, id=f"again-{u.id}") for u in job.of("ann")])
+    with pytest.raises(UsageError, match="are of the speakers to personalise for"):
+        personalize(base, job.corpus, tmp_path / "run", WANTED, general=renamed)
+
+
 def test_general_speech_must_be_others_and_of_the_base_alphabet(job: Job, base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="general: 18 of its utterances, such as ann-0, are of the speakers"):
         personalize(base, job.corpus, tmp_path / "run", SHORT, general=job.of("ann"))
@@ -360,11 +414,12 @@ def test_a_voice_that_forgets_is_refused(job: Job, base: Path, tones: Path, tmp_
     report = personalize(base, both, tmp_path / "run", strict, general=open_corpus(tones))
     assert not any(o.kept for o in report.outcomes) and report.totals["wer_after"] == report.totals["wer_before"]
     assert all("the loss on speech of others grew by" in o.why for o in report.outcomes)
-    assert not (tmp_path / "run" / "voices").exists()
+    assert not Store(tmp_path / "run" / "voices").entries()
     alone = personalize(base, both, tmp_path / "alone", strict)
     assert any(o.kept for o in alone.outcomes) and all(o.others is not None for o in alone.outcomes)
 
 
+NAN = float("nan")
 WHERE = "than the base on the utterances that choose"
 WRONG = f"clearly more wrong characters {WHERE}"
 GREW = "the loss on speech of others grew by 20%, more than the 10% allowed"
@@ -379,6 +434,7 @@ GREW = "the loss on speech of others grew by 20%, more than the 10% allowed"
         ((2.0, 1.94), ([1], [1]), None, [f"3.0% better {WHERE}, less than the 5% asked for"]),
         ((2.0, 1.0), ([40, 60], [50, 80]), None, [WRONG]),
         ((2.0, 1.0), ([1], [1]), 0.2, [GREW]),
+        ((NAN, 1.0), ([0], [0]), NAN, [f"no better {WHERE}", GREW.replace("20", "nan")]),
         ((1.0, 1.0), ([0], [0]), 0.2, ["no better than the base on the utterances that choose", GREW]),
     ],
 )

@@ -131,6 +131,26 @@ def test_a_loss_that_is_not_finite_names_the_owner(base: PreTrainedModel, monkey
     job = training(base, monkeypatch, OWNERS)
     with torch.no_grad():
         job.bank.parameters()[0][2] = float("nan")
+    alone = training(base, monkeypatch, ["ann"])
+    alone.run()
+    job.run()
+    assert job.lost == {2: 0} and 2 not in job.active
+    for where, p in alone.bank.tensors.items():
+        torch.testing.assert_close(job.bank.tensors[where][1], p[1], rtol=0, atol=1e-10, msg="in other company")
+    with torch.no_grad():
+        alone.bank.parameters()[0][1] = float("nan")
+    with pytest.raises(WorkError, match="the loss of ann is not finite in round 0"):
+        OwnerTraining(
+            alone.bank, alone.speech, alone.collator, alone.losses, alone.nats, alone.schedule
+        ).run()  # fmt: skip
+
+
+def test_owners_that_share_stop_together_at_a_loss_that_is_not_finite(
+    base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training(base, monkeypatch, OWNERS, method="generated")
+    with torch.no_grad():
+        job.bank.parameters()[0][2] = float("nan")
     with pytest.raises(WorkError, match="the loss of bob is not finite in round 0"):
         job.run()
 

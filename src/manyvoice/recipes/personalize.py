@@ -34,6 +34,7 @@ from manyvoice.recipes.variant import owned_by, owned_loss, whole_variant
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.method import Edit, make_method
+from manyvoice.submodels.names import tenant_path
 from manyvoice.submodels.store import Store
 from manyvoice.submodels.voice import Voice
 from manyvoice.train import distributed
@@ -128,11 +129,12 @@ def personalize(
     job = Personalising(base, corpus, output, wanted, general, watcher, device=str(accelerator.device))
     if dry_run:
         return job.plan()
+    store = store or Store(output / "voices")
     if main:
-        job.claim()
+        job.claim(store)
     accelerator.wait_for_everyone()
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    job.run(store or Store(output / "voices"), job.speakers[rank::ranks], rank)
+    job.run(store, job.speakers[rank::ranks], rank)
     accelerator.wait_for_everyone()
     report = job.report()
     if main:
@@ -182,20 +184,22 @@ class Personalising:
         planned = {s.name: (len(s.adapt), len(s.choose), len(s.test)) for s in self.speakers}
         return replace(summarise([], self.left_out, self._settings()), planned=planned)
 
-    def claim(self) -> None:
-        """Write what the run is, or see that the folder is of this run."""
-        settings = self._settings() | {"corpus": self.everything.fingerprint}
+    def claim(self, store: Store) -> None:
+        """Write what the run is, or see that the folder is of this run; the store is made now, not after training."""
+        settings = self._settings() | {"corpus": self.everything.fingerprint, "store": store.url}
         texts = {
             SETTINGS: json.dumps(settings, ensure_ascii=False, indent=1, default=str) + "\n",
             # which field tells speakers or parts apart is not in the fingerprint of a corpus
             SPLIT: split_text(self.corpus, self.speakers),
         }
+        tenant_path(self.wanted.tenant)
         try:
             for name, text in texts.items():
                 path = self.output / name
                 if path.exists() and path.read_text(encoding="utf-8") != text:
                     raise UsageError(f"{path} is of a run with other settings, base or data; choose another --output")
             self.output.mkdir(parents=True, exist_ok=True)
+            store.make()
             for name, text in texts.items():
                 (self.output / name).write_text(text, encoding="utf-8")
         except OSError as error:
@@ -223,7 +227,8 @@ class Personalising:
         """Speakers that are finished; a line that was cut off is not."""
         found = {}
         for path in [self.output / LINES, *sorted(self.output.glob("speakers-*.jsonl"))]:
-            for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            # not splitlines: a name may hold other ends of lines
+            for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
                 try:
                     outcome = Outcome.from_json(line)
                 except (ValueError, TypeError):
@@ -268,7 +273,8 @@ class Personalising:
         features = HeldFeatures(self.everything, self.variant.recogniser.log_mel, sorted(rows), said)
         rates = self._rates()
         candidates = [(s, lr) for s in wave for lr in rates]
-        owners = [s.name if lr == rates[0] else f"{s.name} at {lr:g}" for s, lr in candidates]
+        # no name holds a line's end and a rate
+        owners = [s.name if lr == rates[0] else f"{s.name}\nat {lr:g}" for s, lr in candidates]
         bank = Bank(
             self.variant.anatomy, self.method, owners, seed=self.wanted.seed, device=self.variant.recogniser.device
         )
@@ -333,12 +339,21 @@ class Personalising:
             nats = best[row].history[0][1], best[row].nats
             wrong = [one[name].character_errors for one in chosen]
             why = reasons_against(nats, wrong, others.get(name) if self.general else None, self.wanted)
+            if row in job.lost:
+                self.watcher.note(f"{name}: its loss was not finite in round {job.lost[row]}, so it stopped there")
             outcome = Outcome(
                 speaker=name, kept=not why, why="; ".join(why), lr=rates[(row - 1) % len(rates)],
                 round=best[row].round, adapt_seconds=self._seconds(speaker.adapt), adapt_utterances=len(speaker.adapt),
                 choose_nats=nats, others=others.get(name), before=before[name], after=after[name],
             )  # fmt: skip
-            yield replace(outcome, voice=self._store(store, outcome, job.bank, row)) if outcome.kept else outcome
+            if outcome.kept:
+                yield replace(outcome, voice=self._store(store, outcome, job.bank, row))
+                continue
+            if older := store.find(name, self.wanted.tenant):
+                self.watcher.note(
+                    f"{name} gets no new voice; {older[:12]}, an older one, stays in the store under that name"
+                )
+            yield outcome
 
     def _store(self, store: Store, outcome: Outcome, bank: Bank, row: int) -> str:
         metrics = {"base_wer": outcome.before.wer, "wer": outcome.after.wer, "words": sum(outcome.before.words)}
@@ -411,8 +426,9 @@ def keep_whole_lines(path: Path) -> None:
 
 
 def _refuse_the_same(corpus: Corpus, general: Corpus) -> None:
-    known = {(u.id, u.audio.describe()) for u in corpus}
-    if same := [u.id for u in general if (u.id, u.audio.describe()) in known]:
+    # by what is heard: another manifest may give the same sound another id
+    known = {u.audio.describe() for u in corpus}
+    if same := [u.id for u in general if u.audio.describe() in known]:
         raise UsageError(
             f"general: {len(same)} of its utterances, such as {same[0]}, are of the speakers to personalise for; leave "
             "them out, or what is reported would have been learned from"
@@ -431,7 +447,8 @@ def reasons_against(
     """
     found = []
     before, after = map(sum, errors)
-    if nats[1] >= nats[0]:
+    # negated, so that what is no number is no better
+    if not nats[1] < nats[0]:
         found.append("no better than the base on the utterances that choose")
     elif nats[1] > (1 - wanted.better) * nats[0]:
         found.append(
@@ -440,7 +457,7 @@ def reasons_against(
         )
     elif after - before > _CLEARLY * (before + after) ** 0.5:
         found.append("clearly more wrong characters than the base on the utterances that choose")
-    if others is not None and others > wanted.worse:
+    if others is not None and not others <= wanted.worse:
         found.append(f"the loss on speech of others grew by {others:.0%}, more than the {wanted.worse:.0%} allowed")
     return found
 

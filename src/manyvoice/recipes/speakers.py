@@ -11,6 +11,7 @@ from typing import final
 from manyvoice.data.manifest import Corpus
 from manyvoice.decode.evaluate import group_of
 from manyvoice.errors import CorpusError, UsageError
+from manyvoice.submodels.names import quote
 
 PARTS = ("adapt", "choose", "test")
 
@@ -32,7 +33,7 @@ class Split:
 
     def __post_init__(self) -> None:
         for name, value in (("choose", self.choose), ("test", self.test)):
-            if value <= 0 or (value > 1 and value != int(value)):
+            if not 0 < value < float("inf") or (value > 1 and value != int(value)):
                 raise UsageError(f"split.{name} = {value}: must be a share between 0 and 1, or a number of utterances")
         if self.adapt is not None and self.adapt < 1:
             raise UsageError(f"split.adapt = {self.adapt}: must be 1 or more utterances; leave it away to take all")
@@ -71,6 +72,11 @@ def split_speakers(corpus: Corpus, by: str, split: Split) -> tuple[list[Speaker]
     speakers, left_out = [], {}
     for name, mine in sorted(rows.items()):
         speaker = _by_field(corpus, name, mine, split) if split.field else _by_hash(corpus, name, mine, split)
+        try:
+            quote(name)
+        except UsageError as error:
+            left_out[name.encode(errors="replace").decode()] = f"no voice can be kept under that name: {error}"
+            continue
         if all((speaker.adapt, speaker.choose, speaker.test)):
             speakers.append(speaker)
         else:

@@ -73,7 +73,7 @@ class Store:
 
     def add_many(self, voices: Iterable[tuple[str, Voice]], tenant: str = TENANT) -> list[Added]:
         """Keep many: as :meth:`add` for each, but voices that lost their last name are looked for only once."""
-        self._make()
+        self.make()
         done: list[Added] = []
         try:
             for name, voice in voices:
@@ -103,6 +103,12 @@ class Store:
             if found:
                 raise UsageError(f"voice {name}: {len(found)} begin like that, such as {found[0]}; give more digits")
         raise UsageError(self._unknown(name, tenant))
+
+    def find(self, name: str, tenant: str = TENANT) -> str | None:
+        """The hash that a name stands for now, or None."""
+        self._check()
+        alias = self._alias(name, tenant)
+        return None if alias is None else alias.hash
 
     def load(self, hash: str, tenant: str = TENANT) -> Voice:
         """The voice of that hash, checked against it."""
@@ -373,7 +379,7 @@ class Store:
             )
         self._known = True
 
-    def _make(self) -> None:
+    def make(self) -> None:
         """A store where there is nothing yet. Raises: UsageError where there is something else."""
         if self._known and self._place.exists(_MARK):
             return

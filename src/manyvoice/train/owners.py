@@ -148,6 +148,7 @@ class OwnerTraining:
         accelerator: for methods that share tensors, whose gradients the processes add up.
     Attributes:
         optimizer: of what is the owners' own; before the run another may take its place.
+        lost: rows whose loss was not finite, and in which round.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class OwnerTraining:
         self.accelerator = accelerator
         self.active = set(range(1, len(bank)))
         self.best: dict[int, Best] = {}
+        self.lost: dict[int, int] = {}
         self._together = Best(nats=math.inf, round=0)
         # the best rows so far; of what is shared as well where it is learned
         self._kept = {where: p.detach().clone() for where, p in self._learned().items()}
@@ -233,7 +235,7 @@ class OwnerTraining:
             return
         best = {row: [b.nats, b.round, b.history] for row, b in self.best.items()}
         together = [self._together.nats, self._together.round]
-        told = {"done": done, "active": sorted(self.active), "best": best, "together": together}
+        told = {"done": done, "active": sorted(self.active), "lost": self.lost, "best": best, "together": together}
         halfway.write(self._state(), told)
 
     def _resumed(self, halfway: Halfway | None) -> int:
@@ -246,7 +248,7 @@ class OwnerTraining:
             return 0
         tensors, told = found
         restore(state, tensors)
-        self.active = set(told["active"])
+        self.active, self.lost = set(told["active"]), {int(row): n for row, n in told["lost"].items()}
         self._together = Best(nats=told["together"][0], round=told["together"][1])
         self.best = {
             int(row): Best(nats=nats, round=round, history=[(r, n) for r, n in history])
@@ -289,17 +291,28 @@ class OwnerTraining:
             batch = self._batch(rows, groups, round)
             for loss_B in self.losses(few, batch, round):
                 _, means_P = _per_token(loss_B, batch)
-                if not torch.isfinite(means_P).all():
-                    bad = [self.bank.owners[r - 1] for r, m in zip(rows, means_P, strict=True) if not m.isfinite()]
-                    raise WorkError(
-                        f"the loss of {', '.join(bad[:5])} is not finite in round {round}; try a lower learning rate, "
-                        "or look at these speakers' utterances"
-                    )
-                means_P.sum().backward()
+                self._see(rows, means_P, round)
+                means_P[means_P.isfinite()].sum().backward()
             grads = [torch.zeros_like(t[1:]) if t.grad is None else t.grad[1:] for t in few.parameters()]
-            self.optimizer.step_rows(rows_P, grads, scale=rate)
+            sound = torch.tensor([row in self.active for row in rows])
+            self.optimizer.step_rows(rows_P[sound], [g[sound.to(g.device)] for g in grads], scale=rate)
         if self.shared is not None:
             self._step_shared(len(rows), rate)
+
+    def _see(self, rows: Sequence[int], means_P: Tensor, round: int) -> None:
+        """Owners whose loss is no number stop, and are what they were at their best; the others know nothing of it.
+
+        Raises: WorkError where they share tensors, or nobody is left.
+        """
+        bad = [row for row, fine in zip(rows, means_P.isfinite().tolist(), strict=True) if not fine]
+        self.active.difference_update(bad)
+        self.lost |= dict.fromkeys(bad, round)
+        if bad and (self.shared is not None or len(self.lost) == len(self.bank) - 1):
+            names = ", ".join(" ".join(self.bank.owners[row - 1].split("\n")) for row in bad[:5])
+            raise WorkError(
+                f"the loss of {names} is not finite in round {round}; try a lower learning rate, or look at these "
+                "speakers' utterances"
+            )
 
     def _step_shared(self, owners: int, rate: float) -> None:
         """The mean over the owners of the step, on all processes."""
