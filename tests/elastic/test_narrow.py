@@ -224,6 +224,9 @@ def test_dropout_follows_the_kept_width(small: Build) -> None:
 def test_what_cannot_be_narrowed_is_refused(model: PreTrainedModel, small: Build) -> None:
     elastic = Elastic(model)
     everything = whole(elastic.anatomy)
+    for other in (elastic, Elastic(elastic.model)):
+        with pytest.raises(ModelError, match="narrowed already"), elastic.at(everything), other.at(everything):
+            pass
     with pytest.raises(ModelError, match="narrowed already"), elastic.at(everything), elastic.at(everything):
         pass
     for kept, message in (

@@ -40,7 +40,7 @@ def test_sizes_are_nested_and_within_budget(grid: Grid, shares: list[int]) -> No
     try:
         sizes = nested_sizes(grid, budgets)
     except UsageError as error:
-        assert "twice" in str(error)
+        assert "twice" in str(error) or "the name" in str(error)
         return
     for subnet, budget in zip(sizes, sorted(budgets, reverse=True), strict=True):
         assert 0.4 * budget < grid.share(subnet) <= budget * (1 + 1e-6)
@@ -65,6 +65,12 @@ def test_budgets_that_cannot_be_are_refused(grid: Grid) -> None:
         nested_sizes(grid, [1.0, 0.001])
     with pytest.raises(UsageError, match="give one subnet twice"):
         nested_sizes(grid, [1.0, 0.5, grid.share(nested_sizes(grid, [1.0, 0.5])[1])])
+
+
+def test_near_budgets_have_names_of_their_own(grid: Grid) -> None:
+    assert [s.name for s in nested_sizes(grid, [1.0, 0.55, 0.161, 0.125])] == ["100", "55", "16.1", "12.5"]
+    with pytest.raises(UsageError, match="give two sizes the name 50"):
+        nested_sizes(grid, [0.5 + 8e-7, 0.5 + 3e-7], lambda subnet: 0.5 + 1e-6 * grid.share(subnet))
 
 
 def test_a_subnet_file_is_readable_and_checked(grid: Grid, tmp_path: Path) -> None:

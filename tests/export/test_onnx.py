@@ -21,7 +21,7 @@ from manyvoice.data.manifest import open_corpus
 from manyvoice.decode.evaluate import evaluate, greedy_decoder
 from manyvoice.errors import ModelError, UsageError, WorkError
 from manyvoice.export import onnx as export
-from manyvoice.export.onnx import Exported, export_onnx, onnx_recogniser, tokens_of
+from manyvoice.export.onnx import Exported, check_parity, export_onnx, onnx_recogniser, tokens_of
 from manyvoice.recipes.sizes import load_size
 from manyvoice.recipes.train import train
 
@@ -130,6 +130,42 @@ def test_a_file_that_differs_is_not_written(
     with pytest.raises(WorkError, match=r"differ from torch by .* so it is not written"):
         export_onnx(load_size(supernet, "100"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("what", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["everywhere", "in one frame"])
+def test_a_runtime_that_gives_no_numbers_is_found_out(
+    supernet: Path, made: Exported, what: float, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recogniser, run = load_size(supernet, "40"), export._runner(made.model)
+
+    def broken(*inputs: Any) -> tuple[np.ndarray, np.ndarray]:
+        found, lengths = run(*inputs)
+        found[:, 0 if where == "in one frame" else slice(None)] = what
+        return found, lengths
+
+    monkeypatch.setattr(export, "_runner", lambda path: broken)
+    with pytest.raises(WorkError, match="which must be finite, so it is not written"):
+        check_parity(made.model, export._Scores(recogniser), 80)
+
+
+def test_exporting_again_leaves_nothing_of_before(
+    supernet: Path, made: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_export", lambda scores, bins, path: shutil.copy(made.model, path))
+    shutil.copytree(made.model.parent, tmp_path / "phone")
+    (tmp_path / "phone" / "voices").mkdir()
+    rows = [f"voices/{digit * 12}.npy" for digit in "ab"] + ["voices/../mine.txt"]
+    for row in (*rows, "mine.txt", "voices/theirs.npy"):
+        (tmp_path / "phone" / row).write_text("x")
+    (tmp_path / "phone" / "voices.json").write_text(json.dumps({"voices": [{"file": row} for row in rows]}))
+    export_onnx(load_size(supernet, "40"), tmp_path / "phone")
+    left = {str(p.relative_to(tmp_path / "phone")) for p in (tmp_path / "phone").rglob("*") if p.is_file()}
+    # what others put there stays
+    assert left == {"model.onnx", "tokens.txt", "features.npz", "mine.txt", "voices/theirs.npy"}
+    (tmp_path / "phone" / "voices" / "theirs.npy").unlink()
+    export_onnx(load_size(supernet, "40"), tmp_path / "phone")
+    assert not (tmp_path / "phone" / "voices").exists()
 
 
 def test_damaged_files_and_wrong_words(supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

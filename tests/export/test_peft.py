@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,13 @@ def test_damaged_and_foreign_folders_are_refused(base: Recogniser, folder: Path,
 def test_other_methods_have_no_form_in_peft(base: Recogniser, make_voice: MakeVoice, tmp_path: Path) -> None:
     with pytest.raises(VoiceError, match="method scale has no form in PEFT, only lora has"):
         to_peft(make_voice(base, "scale"), base.model, tmp_path / "x")
+
+
+def test_a_voice_of_another_base_is_not_written(base: Recogniser, make_voice: MakeVoice, tmp_path: Path) -> None:
+    with pytest.raises(VoiceError, match="was made for the base bbbbbbbbbbbb, but this model is"):
+        to_peft(replace(make_voice(base, "lora", rank=4), base="b" * 64), base.model, tmp_path / "x")
+    other = copy.deepcopy(base.model)
+    other.ctc_head.weight.data[0, 0] += 1
+    with pytest.raises(VoiceError, match="was made for the base"):
+        to_peft(make_voice(base, "lora", rank=4), other, tmp_path / "x")
+    assert not (tmp_path / "x").exists()

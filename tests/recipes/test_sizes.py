@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCTC
 from typer.testing import CliRunner
 
@@ -19,12 +21,17 @@ from manyvoice.data.manifest import open_corpus
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.sampling import Alone
 from manyvoice.errors import ConfigError, ModelError, UsageError
 from manyvoice.models.anatomy import parameter_count
+from manyvoice.models.load import build_model
+from manyvoice.recipes import find
 from manyvoice.recipes.card import check_model, read_card
+from manyvoice.recipes.ready import passes_of
 from manyvoice.recipes.sizes import compare_sizes, extract_size, load_size, read_sizes
 from manyvoice.recipes.train import train
 from manyvoice.train.metrics import read_metrics
+from manyvoice.train.sandwich import SupernetPasses
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -169,6 +176,43 @@ def test_damaged_and_foreign_sizes_are_refused(supernet: Path, tmp_path: Path) -
         load_size(copied, "30")
 
 
+def test_statistics_of_anything_else_are_refused(supernet: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(supernet, folder)
+    file, words = folder / "subnets" / "30.safetensors", folder / "subnets" / "30.json"
+    whole, document = load_file(file), json.loads(words.read_text())
+    weight = "encoder.layers.0.feed_forward1.linear1.weight"
+    assert weight in Recogniser.load(folder).model.state_dict()
+    first = next(iter(whole))
+    for wrong in (
+        {},
+        whole | {weight: torch.zeros(2, 2)},
+        whole | {first: whole[first].unsqueeze(0).clone()},
+        {n: t * float("nan") for n, t in whole.items()},
+        {n: t + 1 for n, t in whole.items()},
+    ):
+        save_file(wrong, file)
+        with pytest.raises(ModelError, match=r"30\.safetensors: does not hold the statistics of size 30; copy"):
+            load_size(folder, "30")
+    save_file(whole, file)
+    load_size(folder, "30")
+    words.write_text(json.dumps({k: v for k, v in document.items() if k != "costs"}))
+    with pytest.raises(ModelError, match="a size does not say what it costs"):
+        load_size(folder, "30")
+
+
+def test_a_model_without_a_card_is_refused_before_anything_is_written(supernet: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(supernet, bare)
+    (bare / "manyvoice.json").unlink()
+    with pytest.raises(ModelError, match="nothing says where this model comes from"):
+        extract_size(bare, "30", tmp_path / "phone")
+    assert not (tmp_path / "phone").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file; name a new folder"):
+        extract_size(supernet, "30", tmp_path / "file")
+
+
 def test_sizes_that_cannot_be_are_refused_before_training(made: Callable[..., RunConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"elastic.sizes = \[0.5, 0.25\]: must be 1 and smaller shares"):
         made(tmp_path / "run", sizes=[0.5, 0.25])
@@ -198,6 +242,8 @@ def test_sizes_for_new_budgets(supernet: Path, tmp_path: Path, run_cli: Callable
     assert slow["found"][0]["share"] == 1 and slow["found"][0]["taken"] > 0
     with pytest.raises(UsageError, match="is below the smallest subnet"):
         run_cli("subnets", copied, "find", dev, "--budget", 10, "--of", "parameters")
+    with pytest.raises(UsageError, match=r"--budget 50: of MACs it is a share"):
+        run_cli("subnets", copied, "find", dev, "--budget", 50)
     with pytest.raises(UsageError, match="name a manifest to measure on, and --of macs, parameters, latency"):
         run_cli("subnets", copied, "find", dev, "--of", "joules")
 
@@ -217,3 +263,40 @@ def run_cli() -> Callable[..., Any]:
         return CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
 
     return run
+
+
+def test_what_is_found_may_be_reported_on_other_speech_than_chose(
+    supernet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev = open_corpus(supernet.parent / "dev.jsonl")
+    heard: list[int] = []
+
+    def spy(model: Recogniser, corpus: Any, **more: Any) -> Any:
+        heard.append(len(corpus))
+        return evaluate(model, corpus, **more)
+
+    monkeypatch.setattr(find, "evaluate", spy)
+    budget = find.Budget(limit=0.5, of="macs")
+    rows = find.find_sizes(supernet, dev, budget, tries=2, test=dev.subset([0]))
+    assert heard == [len(dev)] * 3 + [1, 1] and [row["tried"] for row in rows] == [1, 2]
+
+
+def test_a_fit_without_negative_costs() -> None:
+    counts = np.asarray([[1.0, d, d * c, d * h] for d in (1, 3, 6) for c in (1, 4) for h in (1, 4)])
+    costs = np.asarray([2.0, 1.0, 0.5, 0.25])
+    np.testing.assert_allclose(find._not_negative(counts, counts @ costs), costs, atol=1e-9)
+    found = find._not_negative(counts, counts @ np.asarray([2.0, 1.0, 0.5, -0.1]))
+    assert found.min() == 0 and np.abs(counts @ found / (counts @ [2.0, 1.0, 0.5, -0.1]) - 1).max() < 0.25
+
+
+def test_random_depth_of_a_base_does_not_reach_into_a_supernet(
+    made: Callable[..., RunConfig], tmp_path: Path, tiny_settings: dict[str, int]
+) -> None:
+    model, _ = build_model("tiny", tiny_settings | SHAPE, vocabulary=9, blank=8)
+    model.encoder.layerdrop = 0.3
+    passes = passes_of(model, made(tmp_path / "run"))
+    assert isinstance(passes, SupernetPasses) and model.encoder.layerdrop == 0
+    assert passes.heaviest() == 0
+    passes.sampler = Alone(passes.sampler.sizes, seed=0)
+    assert [d.role for d in passes.sampler.draw(0)] == ["other"] and passes.heaviest() > 0
+    assert [d.role for d in passes.sampler.draw(passes.heaviest())] == ["largest"]

@@ -193,9 +193,9 @@ def test_sound_alone_is_enough_and_verifies_nothing(base: Path, space: Path, tmp
     before, after = nats(base, stranger(), tmp_path)
     assert after < before
     with pytest.raises(UsageError, match=r"0\.6 s of sound; a voice is predicted from 2 s or more"):
-        run(base, space, [Recording("ann.wav", lambda rate: samples_N[:9600])], tmp_path)
+        run(base, space, [Recording("ann.wav", lambda rate: samples_N[:9600])], tmp_path / "other")
     with pytest.raises(UsageError, match="sound alone cannot be learned from"):
-        run(base, space, [Recording("ann.wav", lambda rate: samples_N)], tmp_path, refine=True)
+        run(base, space, [Recording("ann.wav", lambda rate: samples_N)], tmp_path / "other", refine=True)
 
 
 def misled(space: Path, folder: Path) -> Path:
@@ -224,7 +224,7 @@ def test_one_utterance_is_enough_to_learn_from(base: Path, space: Path, tmp_path
     before, after = nats(base, open_corpus(whistled("new", 0.3, 6, 4321)), tmp_path)
     assert after < before, "the prior holds one utterance back"
     with pytest.raises(UsageError, match="two to refine"):
-        run(base, space, stranger(count=1), tmp_path, refine=True)
+        run(base, space, stranger(count=1), tmp_path / "other", refine=True)
 
 
 def test_a_refined_voice_starts_from_the_space(base: Path, space: Path, tmp_path: Path) -> None:
@@ -234,9 +234,45 @@ def test_a_refined_voice_starts_from_the_space(base: Path, space: Path, tmp_path
     assert found.refined is not None and found.refined < 0
     card = Store(tmp_path).get("new").card
     assert card["refined"] is True and card["refined_rounds"] in (5, 10) and card["shared"] is True
+    # what was measured is not what is stored
+    assert found.measured is not None and found.verified is None and card["verified"] is None
+    assert card["verified_before_refining"]["relative_nats"] == found.measured.relative
+    assert "the refined voice is unverified" in found.text() and "stored unverified as new" in found.text()
+    assert found.as_dict()["verified"] is None
     still = run(base, space, far, tmp_path / "still", refine=True, refining=replace(refining, lr=0.0))
     assert "stays as it was" in still.text() and still.voice != found.voice
-    assert not Store(tmp_path / "still").get("new").card.get("refined")
+    card = Store(tmp_path / "still").get("new").card
+    assert not card.get("refined") and card["verified"] is not None and still.verified is not None
+
+
+def test_an_unverified_voice_takes_no_name(base: Path, space: Path, tmp_path: Path) -> None:
+    """Said before anything is computed; with ``replace`` it may, and what it replaced is told."""
+    samples_N = np.concatenate([u.audio.read(RATE) for u in stranger(count=8)])
+    sound = [Recording("new.wav", lambda rate: samples_N)]
+    first = run(base, space, stranger(), tmp_path)
+    assert first.verified is not None and first.replaced is None and "stored as new" in first.text()
+    for speech, wanted in ((sound, {}), (stranger(count=1), {}), (stranger(), {"refine": True})):
+        with pytest.raises(UsageError, match=rf"voice of that name \({first.voice[:12]}\).* unverified: .* --replace"):
+            run(Path("nowhere"), space, speech, tmp_path, **wanted)
+    assert Store(tmp_path).resolve("new") == first.voice
+    second = run(base, space, sound, tmp_path, replace=True)
+    assert second.replaced == first.voice and second.as_dict()["replaced"] == first.voice
+    assert f"in place of {first.voice[:12]}" in second.text() and "stored unverified" in second.text()
+    # a verified one needs no leave
+    assert run(base, space, stranger(), tmp_path).replaced == second.voice
+    # other tenants' names, and beginnings of hashes, are not this name
+    assert run(base, space, sound, tmp_path, tenant="clinic").replaced is None
+    short = Store(tmp_path).resolve("new")[:10]
+    assert enrol(base, space, short, sound, store=Store(tmp_path)).replaced is None
+
+
+def test_one_voice_is_of_one_speaker(base: Path, space: Path, tmp_path: Path) -> None:
+    two = stranger() + open_corpus(whistled("other", 0.1, 3, 5))
+    with pytest.raises(UsageError, match=r"2 speakers \(new, other\).* `manyvoice personalize`"):
+        run(base, space, two, tmp_path)
+    assert not list(tmp_path.iterdir())
+    unnamed = open_corpus([replace(u, speaker=None) if k else u for k, u in enumerate(stranger())])
+    assert run(base, space, unnamed, tmp_path).utterances == 6
 
 
 @pytest.fixture

@@ -25,7 +25,10 @@ def enrol(
         typer.Option(help="auto learns if there are texts and predicting does not help."),
     ] = "auto",
     refine: Annotated[
-        bool, typer.Option("--refine", help="Then train all of the voice's weights; wants texts.")
+        bool, typer.Option("--refine", help="Then train all of the voice's weights; wants texts, and is not verified.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let an unverified voice take the place of one that has its name.")
     ] = False,
     rounds: Annotated[int, typer.Option(help="Steps of learning, at most.")] = 60,
     licence: Annotated[str | None, typer.Option(help="Of the speech, for the voice's card.")] = None,
@@ -34,7 +37,11 @@ def enrol(
 ) -> None:
     """Give a new speaker a voice: predicted from sound alone, or learned from utterances with texts.
 
-    With texts the voice is compared with the base, and kept only if it is better; from sound alone nothing is verified.
+    With two utterances and their texts or more, the voice is compared with the base on speech that it has not learned
+    from, and stored only if it is better there. From sound alone, or learned from a single utterance, it is stored
+    unverified. What --refine changes comes after the comparison, so a refined voice is stored unverified too.
+
+    A voice takes the place of one that has its name, and the output says which; an unverified one only with --replace.
 
     Example: manyvoice enrol runs/mine/model ann.wav --space runs/space --name ann --voices runs/voices
     """
@@ -49,7 +56,8 @@ def enrol(
     if any(labelled) and not all(labelled):
         raise UsageError(f"{' '.join(speech)}: mixes manifests with sound; give manifests with texts, or sound alone")
     wanted = Enrolment(
-        how=how, refine=refine, learning=Learning(rounds=rounds, seed=seed), tenant=tenant, licence=licence
+        how=how, refine=refine, learning=Learning(rounds=rounds, seed=seed), tenant=tenant, licence=licence,
+        replace=replace,
     )  # fmt: skip
     heard = open_corpus(speech) if all(labelled) else list(recordings_of(speech))
     with Terminal() as terminal:

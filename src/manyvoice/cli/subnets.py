@@ -25,6 +25,7 @@ def subnets(
     budget: Annotated[float, typer.Option(help="That find may spend.")] = 0.5,
     of: Annotated[str, typer.Option(help="macs (a share), parameters, or latency (ms for 10 s here).")] = "macs",
     search: Annotated[int, typer.Option(help="Random subnets that find tries beside the uniform one.")] = 0,
+    test: Annotated[Path | None, typer.Option(help="Manifest that find reports on, not the one it chooses on.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Add what find has found to the sizes.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -46,7 +47,10 @@ def subnets(
             )
         with Terminal() as terminal:
             wanted = Budget(limit=budget, of=of)
-            rows = find_sizes(model, open_corpus(what), wanted, tries=search, keep=keep, watcher=terminal)
+            rows = find_sizes(
+                model, open_corpus(what), wanted, tries=search, keep=keep, watcher=terminal,
+                test=None if test is None else open_corpus(test),
+            )  # fmt: skip
         _show_found(rows, of, as_json=as_json)
         return
     if verb in ("show", "extract") and what is None:
@@ -78,6 +82,8 @@ def _show_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
         emit({"sizes": rows}, as_json=True, text="")
         return
     columns = ["size", "M parameters", "MACs of layers", "GMACs in 10 s", "WER", "95 % interval"]
+    on = sorted({row["measured_on"] for row in rows} - {"what was given"})
+    columns[4] += f" on {' or '.join(on)}" if on else ""
     fast = "times_real_time" in rows[0]
     drawn = []
     for row in rows:

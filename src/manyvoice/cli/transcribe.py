@@ -18,7 +18,9 @@ def transcribe(
     form: Annotated[str, typer.Option("--format", "-f", help="text, jsonl, srt or vtt.")] = "text",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A .jsonl file, or a folder for one file a recording; resumes."),
+        typer.Option(
+            "--output", "-o", help="A .jsonl file, or a folder for one file a recording; resumes with the same weights."
+        ),
     ] = None,
     longest: Annotated[float, typer.Option(help="Seconds; longer recordings are cut at pauses.")] = 30.0,
     beam: Annotated[int, typer.Option(help="Beam width; 1 is greedy.")] = 1,
@@ -40,7 +42,7 @@ def transcribe(
     """
     from manyvoice.recipes import transcribe as recipe
     from manyvoice.recipes.sizes import load_size
-    from manyvoice.recipes.voiced import load_voiced, with_receipts
+    from manyvoice.recipes.voiced import Voiced, load_bare, load_voiced, with_receipts
     from manyvoice.types import Seconds
 
     wanted = recipe.form_named(form)
@@ -48,12 +50,17 @@ def transcribe(
         raise UsageError(f"--longest = {longest}: must be seconds above 0; 30 is usual")
     if store is not None and voice is None:
         raise UsageError(f"--voices {store}: say whose with --voice NAME; `manyvoice voices {store} ls` lists them")
-    voiced = None
-    if voice is None:
-        recogniser = load_size(model, size)
-    else:
+    voiced: Voiced | None = None
+    name: str | None = None
+    if voice is not None:
         voiced, name = load_voiced(model, size=size, voice=voice, store=store, tenant=tenant)
-        recogniser = voiced.recogniser(name)
+    elif output is not None or as_json or wanted == "jsonl":
+        voiced = load_bare(model, size=size, tenant=tenant)
+    # words on the screen alone have no receipt to show, so nobody waits for the sum over the weights
+    recogniser = load_size(model, size) if voiced is None else voiced.recogniser(name)
+    kept = None
+    if output is not None and voiced is not None:
+        kept = recipe.Output(path=output, form=wanted, weights=voiced.weights(name))
     decoder = None
     if beam > 1 or lm is not None or hotword:
         decoder = recipe.build_beam(recogniser, beam=beam, lm=lm, lm_weight=lm_weight, hotwords=hotword or [])
@@ -64,13 +71,15 @@ def transcribe(
         terminal.note(f"left out: {error}")
 
     with Terminal() as terminal:
-        work = recipe.pending(recipe.recordings_of(sources), output, wanted)
+        work = recipe.recordings_of(sources)
+        if kept is not None:
+            work = kept.pending(work)
         transcripts = recipe.transcribe_all(
             recogniser, work, longest=Seconds(longest), beam=decoder, on_error=on_error if skip_bad else None
         )
         if voiced is not None:
             transcripts = with_receipts(voiced, transcripts)
-        written = recipe.write_all(transcripts, sys.stdout, output, wanted, as_json=as_json)
+        written = recipe.write_all(transcripts, sys.stdout, kept, wanted, as_json=as_json)
         if output is not None:
             terminal.note(f"{written} recordings transcribed into {output}")
     if bad:

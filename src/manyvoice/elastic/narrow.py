@@ -92,6 +92,9 @@ def _slice(slices: dict[str, list[Slice]], units: list[Component], kept: list[Co
         slices.setdefault(parameter, []).append(Slice(dim, tuple(joined)))
 
 
+_INSIDE = "_manyvoice_narrowed"
+
+
 @final
 class Elastic:
     """A model that can be run as any of its subnets.
@@ -104,7 +107,6 @@ class Elastic:
         self.model, self.family = model, family_of(model)
         self.anatomy = self.family.anatomy(model)
         self._plans: dict[frozenset[str], Plan] = {}
-        self._inside = False
 
     def plan(self, subnet: Subnet) -> Plan:
         """What the subnet changes; remembered."""
@@ -121,18 +123,19 @@ class Elastic:
             dropout: rates of a part follow its kept width, p (kept units / all units), as a narrow part has less to
                 spare (TODM, arXiv:2309.01947; the rule is RWTH's for feed-forward chunks).
         """
-        if self._inside:
+        if _INSIDE in self.model.__dict__:
             raise ModelError("this model is narrowed already; leave one subnet before entering another")
         refuse_reentrant(self.model)
         plan = self.plan(subnet)
         undo = _Undo()
-        self._inside = True
+        # on the model, as others may look at it too
+        self.model.__dict__[_INSIDE] = True
         try:
             self._enter(plan, undo, statistics or {}, dropout)
             yield
         finally:
             undo.run()
-            self._inside = False
+            del self.model.__dict__[_INSIDE]
 
     def _enter(self, plan: Plan, undo: _Undo, statistics: Statistics, dropout: bool) -> None:
         model, family = self.model, self.family

@@ -123,6 +123,8 @@ def nested_sizes(grid: Grid, budgets: Sequence[float], measure: Measure | None =
                 f"has {grid.largest.layers} layers of {grid.largest.chunks} chunks and {grid.largest.heads} heads: "
                 "leave more room between them"
             )
+        if any(subnet.name == other.name for other in found):
+            raise UsageError(f"sizes: the budgets {budgets} give two sizes the name {subnet.name}; leave more room")
         found.append(subnet)
         within = shape
     return found
@@ -142,4 +144,5 @@ def _best(grid: Grid, budget: float, within: Shape, measure: Measure) -> Shape:
 
 
 def _name(share: float) -> str:
-    return f"{100 * share:.0f}"
+    # 12.5 and 12 are two sizes
+    return f"{100 * share:.4g}"

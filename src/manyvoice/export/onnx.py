@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -43,6 +44,9 @@ OPSET = 18
 TOLERANCE = 1e-3
 # Frames of the utterances that parity is checked with, batch by batch.
 _RAGGED = ((40,), (333, 120, 17), (1000, 16, 512, 999, 64))
+INT8, VOICES = "model.int8.onnx", "voices.json"
+# The rows of voices that an export writes, as voices.json lists them.
+_ROW = re.compile(r"voices/[0-9a-f]{12}\.npy")
 # What sherpa-onnx wants to know of a model (its offline-nemo-enc-dec-ctc-model.cc).
 _NORMALISATION = "per_feature"
 
@@ -102,6 +106,7 @@ def export_onnx(
 ) -> Exported:
     """Write ``model.onnx``, ``tokens.txt`` and ``features.npz``, and with ``int8`` also ``model.int8.onnx``.
 
+    What an earlier export into that folder wrote and this one does not is removed: it would not fit the new model.
     int8 quantises the weights of matrix products, activations as they come, with one scale for a batch; voices stay as
     they are. It has no parity to hold: measure its error rate with :func:`onnx_recogniser`.
 
@@ -127,6 +132,7 @@ def export_onnx(
         tokens.write_text(tokens_of(recogniser), encoding="utf-8")
         arrays: dict[str, Any] = dict(recogniser.log_mel.arrays())
         np.savez(folder / "features.npz", **arrays)
+        _remove_earlier(folder)
         files = () if voices is None else voices.write(folder, told["tokenizer"])
         aside.replace(model)
         quantised = _quantised(model) if int8 else None
@@ -139,6 +145,19 @@ def export_onnx(
         model=model, tokens=tokens, parity=parity, int8=quantised, bytes=model.stat().st_size,
         int8_bytes=None if quantised is None else quantised.stat().st_size, voices=files,
     )  # fmt: skip
+
+
+def _remove_earlier(folder: Path) -> None:
+    """The int8 file and the voices of an earlier export; rows that somebody else put beside them stay."""
+    rows: set[str] = set()
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        listed = json.loads((folder / VOICES).read_bytes())["voices"]
+        rows = {row for one in listed if _ROW.fullmatch(row := one["file"])}
+    for name in (INT8, VOICES, *sorted(rows)):
+        (folder / name).unlink(missing_ok=True)
+    # not empty: somebody else's files
+    with suppress(OSError):
+        (folder / "voices").rmdir()
 
 
 def _export(scores: _Scores, bins: int, path: Path) -> None:
@@ -232,18 +251,25 @@ def check_parity(path: Path, scores: nn.Module, bins: int, voices_KP: Tensor | N
 def _difference(
     run: Run, inputs: tuple[Tensor, Tensor, Tensor | None], expected: Tensor, frames_B: Tensor, path: Path
 ) -> float:
-    """Over valid frames. WorkError if not even the shapes agree."""
+    """Over valid frames. WorkError if not even the shapes agree, or numbers cannot be compared."""
     x_BFT, len_B, voice_BP = inputs
     found, found_B = run(x_BFT.contiguous().numpy(), len_B.numpy(), None if voice_BP is None else voice_BP.numpy())
     if found.shape != tuple(expected.shape) or found_B.tolist() != frames_B.tolist():
         raise WorkError(f"{path.name}: ONNX Runtime gives {found.shape}, torch {tuple(expected.shape)}; not written")
-    return max(float(np.abs(found[b, :n] - expected[b, :n].numpy()).max()) for b, n in enumerate(frames_B.tolist()))
+    each = [float(np.abs(found[b, :n] - expected[b, :n].numpy()).max()) for b, n in enumerate(frames_B.tolist())]
+    # max() passes over NaN, which is no less wrong than a large number
+    if not np.isfinite(each).all():
+        raise WorkError(
+            f"{path.name}: log-probabilities differ from torch by {each}, which must be finite, so it is not written; "
+            "look for NaN in the model's weights, or try another version of onnx or onnxruntime"
+        )
+    return max(each)
 
 
 def _quantised(model: Path) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    path = model.with_name("model.int8.onnx")
+    path = model.with_name(INT8)
     with _quiet():
         quantize_dynamic(str(model), str(path), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
     return path

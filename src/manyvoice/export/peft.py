@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from manyvoice.errors import UsageError, VoiceError, WorkError
 from manyvoice.models.anatomy import Anatomy, anatomy_of
+from manyvoice.models.load import fingerprint
 from manyvoice.submodels.bank import Where, parts_of
 from manyvoice.submodels.method import Edit, make_method
 from manyvoice.submodels.methods.lora import Lora
@@ -44,8 +45,9 @@ def to_peft(voice: Voice, model: PreTrainedModel, folder: Path, *, base_model: s
 
     Its settings, card and fingerprints go along in the metadata of the tensors, which PEFT leaves alone.
 
-    Args: model: the whole base, for the names of its modules.  base_model: the folder or hub id that servers load.
-    Raises: VoiceError for a voice that is no LoRA or does not fit the model; WorkError if nothing can be written.
+    Args: model: the whole base, with the weights that the voice was made for.  base_model: the folder or hub id that
+        servers load.
+    Raises: VoiceError for a voice that is no LoRA or was not made for the model; WorkError if nothing can be written.
     """
     if not isinstance(voice.method, Lora):
         raise VoiceError(
@@ -53,7 +55,8 @@ def to_peft(voice: Voice, model: PreTrainedModel, folder: Path, *, base_model: s
             "folder), export to ONNX with --voice, or train a lora voice"
         )
     anatomy = anatomy_of(model)
-    voice.check(anatomy, base=voice.base, tokenizer=voice.tokenizer)
+    # the vocabulary is not in the model: who has it compares it, as ``recipes.export`` does
+    voice.check(anatomy, base=fingerprint(model), tokenizer=voice.tokenizer)
     sites = voice.method.sites(anatomy)
     tensors = {
         f"{_PREFIX}{site.name}.lora_{part}.weight": voice.tensors[site.key, part].detach().cpu().T.contiguous()

@@ -18,7 +18,7 @@ from manyvoice.errors import ModelError
 from manyvoice.models.anatomy import Absent, Anatomy, Component, ComponentKind, Cost, Cut, Family, Site, Tap
 from manyvoice.models.batchnorm import MaskedBatchNorm, masked_norms
 from manyvoice.models.cost import HOP
-from manyvoice.models.parakeet_slim import NoAttention, ParakeetSlimConfig, shaped
+from manyvoice.models.parakeet_slim import ConfigView, NoAttention, ParakeetSlimConfig, shaped
 from manyvoice.types import Frames, Padded, Seconds, mask_of
 
 # A feed-forward layer is cut into this many chunks, as OrthoSoftmax does (arXiv:2501.18895).
@@ -212,7 +212,7 @@ class ParakeetCTC(Family):
         if kind != "head":
             return {}
         attention: Any = part
-        return {"config": _ConfigView(attention.config, num_attention_heads=kept, num_key_value_heads=kept)}
+        return {"config": ConfigView(attention.config, num_attention_heads=kept, num_key_value_heads=kept)}
 
     def dropouts(self, kind: ComponentKind) -> tuple[str, ...]:
         """Of activations in a feed-forward layer, of weights in attention."""
@@ -238,18 +238,6 @@ class ParakeetCTC(Family):
 
 
 FAMILY = ParakeetCTC()
-
-
-class _ConfigView:
-    """A configuration with some values of its own; everything else is read through, whenever it changes."""
-
-    def __init__(self, config: Any, **own: object) -> None:
-        self.__dict__.update(own, _config=config)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copy and pickle look for methods before there is a _config
-            raise AttributeError(name)
-        return getattr(self.__dict__["_config"], name)
 
 
 def _draw_again(model: nn.Module) -> None:

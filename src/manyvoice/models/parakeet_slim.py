@@ -85,6 +85,7 @@ def shaped(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> PreTrainedM
     missing, unexpected = new.load_state_dict(dict(tensors), strict=False)
     if missing or unexpected:
         raise ModelError(f"tensors that make no Parakeet: {missing} missing, {unexpected} not known")
+    new.set_attn_implementation(stock.config.encoder_config._attn_implementation)
     result: PreTrainedModel = new.eval()
     return result
 
@@ -126,6 +127,8 @@ def _resize(layer: Any, sizes: LayerSizes) -> None:
         own = copy.copy(attention.config)
         own.num_attention_heads = own.num_key_value_heads = heads
         layer.self_attn = type(attention)(own, attention.layer_idx)
+        # a view of the shared one, or the way that attention is computed could not be chosen later
+        layer.self_attn.config = ConfigView(attention.config, num_attention_heads=heads, num_key_value_heads=heads)
     else:
         layer.self_attn = NoAttention()
     if not sizes["conv"]:
@@ -138,3 +141,15 @@ class NoAttention(Absent):
     def forward(self, *inputs: Tensor, **more: Tensor) -> Any:
         """Zero, and no weights."""
         return super().forward(*inputs, **more), None
+
+
+class ConfigView:
+    """A configuration with some values of its own; everything else is read through, whenever it changes."""
+
+    def __init__(self, config: Any, **own: object) -> None:
+        self.__dict__.update(own, _config=config)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle look for methods before there is a _config
+            raise AttributeError(name)
+        return getattr(self.__dict__["_config"], name)

@@ -35,6 +35,8 @@ from manyvoice.types import Seconds
 Floats = NDArray[np.float64]
 How = Literal["auto", "learn", "predict"]
 
+# Speakers that a refusal names.
+_NAMED = 5
 # A piece of a recording below this holds hardly a word.
 _PIECE = Seconds(0.5)
 # Parts of a speaker's utterances that are held out in turn, to see what learning is worth on speech it has not seen.
@@ -53,6 +55,7 @@ class Enrolment:
             the prediction does not beat the base.
         refine: train all weights of the voice that comes out, starting from it; it wants texts.
         tenant: in the store.
+        replace: whether a voice that nothing verified may take the place of one that has the name.
     """
 
     how: How = "auto"
@@ -61,6 +64,7 @@ class Enrolment:
     refining: Schedule = Schedule(rounds=60, lr=3e-3)
     tenant: str = TENANT
     licence: str | None = None
+    replace: bool = False
 
 
 @final
@@ -70,8 +74,10 @@ class Enrolled:
 
     Attributes:
         made_by: "embedding predicted" or "embedding learned".  voice: its hash; None if it was not kept.
+        replaced: hash of the voice that had the name until now, if another one had.
         predicted, learned, refined: relative nats against the base (``refined``: against the voice before), measured on
             utterances that were not learned from, except that ``refined`` chose among its rounds by them.
+        moved: whether refining changed the voice after it was measured.
         said: what was decided and why, in order.
     """
 
@@ -83,20 +89,32 @@ class Enrolled:
     predicted: Difference | None = None
     learned: Difference | None = None
     refined: float | None = None
+    moved: bool = False
+    replaced: str | None = None
     said: list[str] = field(default_factory=list)
 
     @property
-    def verified(self) -> Difference | None:
+    def measured(self) -> Difference | None:
         """What is known of the embedding that was taken, against the base."""
         return self.predicted if self.made_by == "embedding predicted" else self.learned
 
+    @property
+    def verified(self) -> Difference | None:
+        """What is known of the voice itself, against the base; None where nothing is."""
+        return None if self.moved else self.measured
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self)
+        verified = self.verified
+        return asdict(self) | {"verified": None if verified is None else asdict(verified)}
 
     def text(self) -> str:
         """For people."""
-        end = "nothing was stored" if self.voice is None else f"stored as {self.name} ({self.voice[:12]})"
+        end = "nothing was stored"
+        if self.voice is not None:
+            end = f"stored{'' if self.verified else ' unverified'} as {self.name} ({self.voice[:12]})"
+        if self.replaced is not None:
+            end += f", in place of {self.replaced[:12]}"
         return "\n".join([f"{self.name}: {self.seconds:.1f} s in {self.utterances}", *self.said, end])
 
 
@@ -107,17 +125,53 @@ def enrol(
     """A voice for one new speaker, put into the store if nothing speaks against it.
 
     Args: speech: utterances with texts, or sound alone.
-    Raises: UsageError if texts or seconds are missing for what is asked; VoiceError if the space is not of this base.
+    Raises: UsageError if texts or seconds are missing for what is asked, for the speech of several, and for a name that
+        only a verified voice may take; VoiceError if the space is not of this base.
     """
-    loaded, wanted, watcher = Space.load(base, space), wanted or Enrolment(), watcher or Silent()
+    wanted, watcher = wanted or Enrolment(), watcher or Silent()
+    _check_speaker(name, speech)
+    _check_name(name, speech, store, wanted)
+    loaded = Space.load(base, space)
     if isinstance(speech, Corpus):
         job = _Labelled(loaded, name, speech, wanted, watcher)
         found, voice = job.run()
     else:
         found, voice = _heard(loaded, name, speech, wanted)
     if voice is not None:
-        found.voice = store.add(voice, name, tenant=wanted.tenant)
+        added = store.add_many([(name, voice)], wanted.tenant)[0]
+        found.voice, found.replaced = added.hash, added.replaced
     return found
+
+
+def _check_speaker(name: str, speech: Corpus | Sequence[Recording]) -> None:
+    """UsageError for a manifest of several speakers: one voice for all of them would be nobody's."""
+    if not isinstance(speech, Corpus):
+        return
+    speakers = sorted({u.speaker for u in speech if u.speaker is not None})
+    if len(speakers) > 1:
+        some = ", ".join(speakers[:_NAMED]) + (", ..." if len(speakers) > _NAMED else "")
+        raise UsageError(
+            f"{name}: the manifest has {len(speakers)} speakers ({some}), but enrol makes one voice of one speaker; "
+            "give each a manifest of their own, or make voices of all of them with `manyvoice personalize`, which "
+            "`manyvoice voices` then lists"
+        )
+
+
+def _check_name(name: str, speech: Corpus | Sequence[Recording], store: Store, wanted: Enrolment) -> None:
+    """UsageError if nothing will verify the voice and another has its name; said before anything is computed."""
+    lone = isinstance(speech, Corpus) and len(speech) == 1 and wanted.how != "predict"
+    if wanted.replace or isinstance(speech, Corpus) and not (lone or wanted.refine):
+        return
+    try:
+        there = store.entry(name, wanted.tenant)
+    except UsageError:  # nobody has the name, or there is no store yet
+        return
+    if there.name == name:
+        why = "refining changes it after it was measured" if wanted.refine else "there is nothing to verify it on"
+        raise UsageError(
+            f"{name}: the store has a voice of that name ({there.hash[:12]}), and the new one would be unverified: "
+            f"{why}; give --replace to put it in its place, or another --name"
+        )
 
 
 def pieces(recordings: Sequence[Recording], log_mel: LogMel) -> tuple[list[Tensor], Seconds]:
@@ -174,7 +228,7 @@ class _Labelled:
         bank = self._predicted() if self.wanted.how != "learn" else None
         if bank is None:
             bank = self._learned()
-        decided = self.found.verified
+        decided = self.found.measured
         if decided is not None and decided.relative >= 0:
             self.found.said.append(
                 "the base is no worse for this speaker, so the voice is not kept; `manyvoice personalize` trains one "
@@ -221,7 +275,10 @@ class _Labelled:
             found.learned = self._against_base(bank, rows, owners)
             found.said.append(f"learned against the base, on held-out utterances: {found.learned.sentence()}")
         else:
-            found.said.append("learned from one utterance: nothing was verified, because none is left to verify on")
+            found.said.append(
+                "learned from one utterance: nothing was verified, because none is left to verify on; give more to "
+                "know whether the voice is better than the base"
+            )
         return bank
 
     def _refined(self, voice: Voice) -> Voice:
@@ -245,8 +302,15 @@ class _Labelled:
         if best.round == 0:
             found.said.append(f"refining made it no better on the {count} that choose, so it stays as it was")
             return voice
-        found.said.append(f"refined, on the {count} that chose the round: {found.refined:+.1%} nats")
-        card = {**voice.card, "refined": True, "refined_rounds": best.round}
+        found.moved = True
+        found.said += [
+            f"refined, on the {count} that chose the round: {found.refined:+.1%} nats against the voice before",
+            "the refined voice is unverified: what was compared with the base is the voice before, and the utterances "
+            "that are left chose the round",
+        ]
+        before = voice.card["verified"]
+        card = {**voice.card, "refined": True, "refined_rounds": best.round, "verified": None,
+                "verified_before_refining": before}  # fmt: skip
         return Voice(method=voice.method, tensors=bank.take(1), base=voice.base, tokenizer=voice.tokenizer, card=card)
 
     def _against_base(self, bank: Bank, rows: Sequence[int], owners: Sequence[int]) -> Difference:
@@ -257,7 +321,7 @@ class _Labelled:
 
 
 def _card(found: Enrolled, wanted: Enrolment) -> dict[str, Any]:
-    verified = found.verified
+    verified = found.measured
     return {
         "speaker": found.name, "made_by": found.made_by, "licence": wanted.licence, "seconds": found.seconds,
         "utterances": found.utterances,

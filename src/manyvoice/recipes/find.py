@@ -14,6 +14,7 @@ from manyvoice.data.collate import Collator, LiveFeatures
 from manyvoice.data.manifest import Corpus
 from manyvoice.decode.evaluate import batches_by_length, evaluate
 from manyvoice.decode.recogniser import Recogniser
+from manyvoice.decode.speed import machine
 from manyvoice.elastic.extract import extract
 from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.search import random_search
@@ -57,6 +58,7 @@ def find_sizes(
     *,
     tries: int = 0,
     keep: bool = False,
+    test: Corpus | None = None,
     watcher: Watcher | None = None,
 ) -> list[dict[str, Any]]:
     """A row for the balanced uniform subnet of a budget, and for the best of ``tries`` drawn at random under it.
@@ -64,9 +66,12 @@ def find_sizes(
     Statistics are measured on the corpus's sound where the supernet's sizes have their own, and error rates on its
     texts.
 
-    Args: keep: put the best row's subnet among the model's sizes.
+    Args: keep: put the best row's subnet among the model's sizes.  test: what error rates are reported on; the best of
+        many looks better than it is on the corpus that chose it.
     Raises: UsageError for a budget below the smallest subnet, or a name that the model has already.
     """
+    if budget.of == "macs" and budget.limit > 1:
+        raise UsageError(f"--budget {budget.limit:g}: of MACs it is a share, such as 0.5; or say --of latency")
     watcher = watcher or Silent()
     recogniser = Recogniser.load(spec)
     there = all_sizes(recogniser)
@@ -93,24 +98,36 @@ def find_sizes(
     uniform = nested_sizes(grid, [budget.limit], measure)[0]
     score(uniform)
     chosen = [("uniform", uniform)]
+    tried = 0
     if tries:
-        chosen.append(
-            ("random search", random_search(grid, budget.limit, score, tries=tries, measure=measure)[0].subnet)
-        )
+        found_at_random = random_search(grid, budget.limit, score, tries=tries, measure=measure)
+        tried = len(found_at_random)
+        chosen.append(("random search", found_at_random[0].subnet))
     rows = []
     for how, subnet in chosen:
-        found = scored[subnet.kept][1]
+        size, found = scored[subnet.kept]
+        if test is not None:
+            found = evaluate(alone(recogniser, elastic, size), test).as_dict()
         costs = cost_of(recogniser.model, recogniser.family, subnet.kept)
+        taken = milliseconds(recogniser, elastic, subnet) if budget.of == "latency" else measure(subnet)
         rows.append(
-            {"how": how, "taken": measure(subnet), "share": grid.share(subnet), "parameters": costs.parameters,
-             "wer": found["wer"], "wer_interval": found.get("wer_interval"), "tried": 1 if how == "uniform" else tries}
+            {"how": how, "taken": taken, "share": grid.share(subnet), "parameters": costs.parameters,
+             "wer": found["wer"], "wer_interval": found.get("wer_interval"), "tried": 1 if how == "uniform" else tried}
         )  # fmt: skip
     if keep:
         best = min(chosen, key=lambda c: float(scored[c[1].kept][1]["wer"]))[1]
         size = replace(scored[best.kept][0], subnet=replace(best, name=budget.name))
         results = measured(alone(recogniser, elastic, size), {"dev": corpus}, watcher, f"size {budget.name} on")
         costs = cost_of(recogniser.model, recogniser.family, best.kept)
-        write_size(recogniser, size, {"costs": asdict(costs), "results": results, "budget": asdict(budget)})
+        write_size(
+            recogniser,
+            size,
+            {
+                "costs": asdict(costs),
+                "results": results,
+                "budget": asdict(budget) | {"machine": machine()["processor"]},
+            },
+        )
         watcher.note(f"kept as size {budget.name}")
     return rows
 
@@ -127,21 +144,39 @@ def measure_of(grid: Grid, recogniser: Recogniser, kind: Kind) -> Measure:
 def latency(grid: Grid, recogniser: Recogniser) -> Measure:
     """Milliseconds for 10 s of audio on one thread of this machine: c0 + c1 layers + c2 chunks + c3 heads.
 
-    The four are fitted to measured times of eight uniform subnets; measuring every candidate would take minutes.
+    The four, none below zero, are fitted to measured times of uniform subnets, the smallest and the largest among them;
+    measuring every candidate would take minutes. What is chosen is then measured itself.
     """
     elastic, top = Elastic(recogniser.model), grid.largest
     corners = [
-        (d, c, h) for d in (max(1, top.layers // 2), top.layers) for c in (1, top.chunks) for h in (1, top.heads)
+        (d, c, h) for d in (1, max(1, top.layers // 2), top.layers) for c in (1, top.chunks) for h in (1, top.heads)
     ]
     times, features = [], []
     for layers, chunks, heads in dict.fromkeys(corners):
         subnet = grid.subnet(Shape(layers, chunks, heads), "timed")
-        model = extract(elastic, subnet)
-        small = Recogniser(model, recogniser.family, recogniser.tokenizer, recogniser.log_mel)
-        times.append(1000 * speed_of(small).median)
+        times.append(milliseconds(recogniser, elastic, subnet))
         features.append(_counts(grid, subnet))
-    weights = np.linalg.lstsq(np.asarray(features), np.asarray(times), rcond=None)[0].clip(min=0)
+    weights = _not_negative(np.asarray(features), np.asarray(times))
     return lambda subnet: float(np.asarray(_counts(grid, subnet)) @ weights)
+
+
+def milliseconds(recogniser: Recogniser, elastic: Elastic, subnet: Subnet) -> float:
+    """Measured, for 10 s of audio on one thread."""
+    model = extract(elastic, subnet)
+    return 1000 * speed_of(Recogniser(model, recogniser.family, recogniser.tokenizer, recogniser.log_mel)).median
+
+
+def _not_negative(x_NC: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    """Least squares of the relative error; a coefficient below zero is left out and the others are fitted again."""
+    left = list(range(x_NC.shape[1]))
+    found = np.zeros(x_NC.shape[1])
+    while left:
+        fitted = np.linalg.lstsq(x_NC[:, left] / y_N[:, None], np.ones(len(y_N)), rcond=None)[0]
+        if fitted.min() >= 0:
+            found[left] = fitted
+            return found
+        left.pop(int(fitted.argmin()))
+    return found
 
 
 def _counts(grid: Grid, subnet: Subnet) -> list[float]:

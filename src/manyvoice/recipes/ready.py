@@ -47,6 +47,10 @@ def passes_of(model: PreTrainedModel, config: RunConfig) -> Passes:
 
 def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, config: RunConfig) -> SupernetPasses:
     """A supernet's sizes, sampling and distillation as a run says. UsageError if its sizes cannot be."""
+    for module in model.modules():
+        if getattr(module, "layerdrop", 0):
+            # Transformers' name for it: a teacher of random depth, and sizes of fewer layers than they have
+            setattr(module, "layerdrop", 0.0)  # noqa: B010 - typed as a tensor or a module
     elastic, seed = Elastic(model), config.seed
     grid = Grid(model, elastic.family)
     sizes = nested_sizes(grid, settings.sizes)

@@ -6,6 +6,7 @@ model/subnets/55.safetensors   its own running statistics, where it has any
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from typing import Any, final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from manyvoice.data.manifest import Corpus
@@ -91,10 +92,9 @@ def write_size(recogniser: Recogniser, size: Size, more: dict[str, Any]) -> None
     place.mkdir(exist_ok=True)
     subnet = size.subnet
     if size.statistics is not None:
-        elastic = Elastic(recogniser.model)
-        inside = tuple(f"{elastic.anatomy.layers}.{i}." for i in elastic.plan(subnet).layers)
-        kept = {n: t.contiguous() for n, t in size.statistics.items() if n.startswith(inside)}
-        save_file(kept, str(place / f"{subnet.name}.safetensors"))
+        data = save(_own(Elastic(recogniser.model), subnet, size.statistics))
+        (place / f"{subnet.name}.safetensors").write_bytes(data)
+        more = more | {"statistics": _digest(data)}
     more = {"own_statistics": size.statistics is not None, **more}
     write_subnet(place / f"{subnet.name}.json", subnet, supernet=recogniser.fingerprint(), more=more)
 
@@ -105,16 +105,42 @@ def read_sizes(folder: Path, recogniser: Recogniser) -> list[Size]:
     sizes = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         subnet, document = read_subnet(path, anatomy, supernet=supernet)
-        statistics = None
-        if document.get("own_statistics"):
-            try:
-                statistics = load_file(str(path.with_suffix(".safetensors")))
-            except (OSError, SafetensorError) as error:
-                raise ModelError(
-                    f"{path.with_suffix('.safetensors')}: cannot be read ({error}); copy the whole folder again"
-                ) from error
+        statistics = _statistics_of(path, recogniser, subnet, document) if document.get("own_statistics") else None
         sizes.append(Size(subnet=subnet, statistics=statistics, document=document))
-    return sorted(sizes, key=lambda s: -float(s.document["costs"]["layer_macs"]))
+    try:
+        return sorted(sizes, key=lambda s: -float(s.document["costs"]["layer_macs"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{folder / FOLDER}: a size does not say what it costs ({error!r}); copy the whole folder again"
+        ) from error
+
+
+def _statistics_of(path: Path, recogniser: Recogniser, subnet: Subnet, document: dict[str, Any]) -> dict[str, Tensor]:
+    """The file beside a size's. ModelError for one that is damaged, another size's, or holds anything else."""
+    file = path.with_suffix(".safetensors")
+    try:
+        data = file.read_bytes()
+        found = load(data)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: cannot be read ({error}); copy the whole folder again") from error
+    wanted = {name: t.shape for name, t in _own(Elastic(recogniser.model), subnet).items()}
+    whole_and_its_own = {name: t.shape for name, t in found.items()} == wanted and _digest(data) == document.get(
+        "statistics", _digest(data)
+    )
+    if not whole_and_its_own or not all(t.isfinite().all() for t in found.values()):
+        raise ModelError(f"{file}: does not hold the statistics of size {subnet.name}; copy the whole folder again")
+    return found
+
+
+def _own(elastic: Elastic, subnet: Subnet, statistics: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Of running statistics, those that a size has."""
+    inside = tuple(f"{elastic.anatomy.layers}.{i}." for i in elastic.plan(subnet).layers)
+    found = elastic.statistics() if statistics is None else statistics
+    return {name: t.contiguous() for name, t in found.items() if name.startswith(inside)}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def load_size(spec: str | Path, size: str | None, *, device: str = "cpu") -> Recogniser:
@@ -157,8 +183,9 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
     """
     recogniser = Recogniser.load(spec)
     size = find_size(recogniser, name)
-    if output.exists() and any(output.iterdir()):
-        raise UsageError(f"{output} is not empty; name a new folder")
+    card = read_card(folder_of(recogniser))
+    if output.is_file() or (output.exists() and any(output.iterdir())):
+        raise UsageError(f"{output} {'is a file' if output.is_file() else 'is not empty'}; name a new folder")
     elastic = Elastic(recogniser.model)
     small = alone(recogniser, elastic, size)
     try:
@@ -169,9 +196,8 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
         write_subnet(output / "subnet.json", size.subnet, supernet=recogniser.fingerprint(), more=layers | document)
     except OSError as error:
         raise WorkError(f"{output}: cannot be written ({error}); free space or name another folder") from error
-    folder = folder_of(recogniser)
     return write_derived_card(
-        output, small, read_card(folder), results=size.document["results"],
+        output, small, card, results=size.document["results"],
         command=f"manyvoice subnets {spec} extract {name}",
     )  # fmt: skip
 
@@ -200,6 +226,8 @@ def compare_sizes(
     sizes = all_sizes(recogniser)
     rows = []
     largest = sizes[0].document["costs"]["layer_macs"]
+    # one corpus for all of them: sizes that were found later may have been measured on less
+    roles = [role for role in ("test", "dev") if all(role in size.document["results"] for size in sizes)]
     for size in sizes:
         small = alone(recogniser, elastic, size)
         costs = size.document["costs"]
@@ -208,7 +236,7 @@ def compare_sizes(
             "layer_macs_share": round(costs["layer_macs"] / largest, 4), "macs": costs["macs"],
         }  # fmt: skip
         if corpus is None:
-            role = "test" if "test" in size.document["results"] else "dev"
+            role = roles[0] if roles else next(iter(size.document["results"]))
             found = size.document["results"][role]
         else:
             name = f"size {size.subnet.name}"
@@ -217,6 +245,7 @@ def compare_sizes(
                 corpus,
                 progress=partial(watcher.progress, name),
             ).as_dict()
+        row |= {"measured_on": "what was given" if corpus is not None else role}
         row |= {"wer": found["wer"], "wer_interval": found.get("wer_interval"), "cer": found["cer"]}
         if speed:
             row["times_real_time"] = round(speed_of(small).rtfx, 1)

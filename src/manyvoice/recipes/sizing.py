@@ -124,7 +124,7 @@ def key_of(
         "model": _digest(config),
         "trained parameters": _digest(trained),
         "optimizer": run.optimizer.name,
-        "supernet": run.elastic is not None,
+        "supernet": run.elastic and _digest(run.elastic.model_dump()),
         "precision": run.train.precision,
         "activation checkpointing": run.train.activation_checkpointing,
         "device": device,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, final
 
@@ -23,13 +23,17 @@ from manyvoice.decode.greedy import greedy
 from manyvoice.decode.lm import NGram
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.decode.subtitles import segments, to_srt, to_vtt
-from manyvoice.errors import AudioError, UsageError, WorkError
+from manyvoice.errors import AudioError, UsageError, VoiceError, WorkError
 from manyvoice.types import Padded, Seconds
 
 Form = Literal["text", "jsonl", "srt", "vtt"]
 ENDINGS: dict[Form, str] = {"text": ".txt", "jsonl": ".jsonl", "srt": ".srt", "vtt": ".vtt"}
 _SOUNDS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64", ".m4a"}
 _MANIFESTS = {".jsonl", ".json", ".csv", ".tsv", ".gz"}
+# Beside the transcripts of a folder: which weights made them.
+RECEIPT = "receipt.json"
+# How each line of an output begins; whatever begins otherwise is somebody else's file.
+_START = b'{"id": '
 # Feature normalisation wants more than a blink; shorter pieces hold no word.
 _SHORTEST = Seconds(0.1)
 # Nats for a hotword without a number of its own: about what e**5 = 150 to one in its favour is worth.
@@ -41,7 +45,7 @@ HOTWORD_BONUS = 5.0
 class Transcript:
     """One recording's text, and words with times in seconds and confidences in 0..1.
 
-    Args: receipt: which weights answered, where a voice did.
+    Args: receipt: which weights answered; None if nobody asked, or nothing ran on a sound too short to hold a word.
     """
 
     id: str
@@ -56,8 +60,10 @@ class Transcript:
             {"word": w.text, "start": round(w.start, 3), "end": round(w.end, 3), "confidence": round(w.confidence, 4)}
             for w in self.words
         ]
-        found = {"id": self.id, "text": self.text, "seconds": round(self.seconds, 3), "words": spoken}
-        return found if self.receipt is None else found | {"receipt": dict(self.receipt)}
+        receipt = None if self.receipt is None else dict(self.receipt)
+        return {
+            "id": self.id, "text": self.text, "seconds": round(self.seconds, 3), "words": spoken, "receipt": receipt
+        }  # fmt: skip
 
     def render(self, form: Form) -> str:
         """The whole file that holds this transcript alone."""
@@ -229,23 +235,139 @@ def output_of(recording: str, folder: Path, form: Form) -> Path:
     return folder / (stem + ENDINGS[form])
 
 
-def pending(recordings: Iterable[Recording], output: Path | None, form: Form) -> Iterator[Recording]:
-    """Those that an earlier, interrupted run has not written yet. UsageError if the output does not fit the form."""
-    if output is None:
-        yield from recordings
-        return
-    in_one_file = output.suffix == ".jsonl"
-    if in_one_file and form not in ("jsonl", "text"):
-        raise UsageError(f"--output {output}: {form} wants a folder, one file a recording; give one without an ending")
-    done = done_already(output) if in_one_file else set()
-    for recording in recordings:
-        there = recording.id in done if in_one_file else output_of(recording.id, output, form).exists()
-        if not there:
-            yield recording
+@final
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Which weights make a transcript; equal weights hear the same.
+
+    Args: base: fingerprint of the base.  size: None for the whole model.  hash: of the voice; None for the bare base.
+        voice: what it is called, for people only.
+    """
+
+    base: str
+    size: str | None
+    hash: str | None
+    voice: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, receipt: Any) -> Weights:
+        """Those that a receipt names. KeyError or TypeError if it is no receipt."""
+        found = {name: receipt[name] for name in ("base", "size", "hash", "voice")}
+        if not isinstance(found["base"], str) or not all(isinstance(v, str | None) for v in found.values()):
+            raise TypeError(f"{found} are no names of weights")
+        return cls(**found)
+
+    def __str__(self) -> str:
+        size = "the whole model" if self.size is None else f"size {self.size}"
+        voice = "no voice" if self.hash is None else f"the voice {self.voice} ({self.hash[:12]})"
+        return f"base {self.base[:12]}, {size}, {voice}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where transcripts of one set of weights are kept: in a .jsonl file, or in a folder, one file a recording.
+
+    Raises: UsageError if the form does not fit into a .jsonl file.
+    """
+
+    path: Path
+    form: Form
+    weights: Weights
+
+    def __post_init__(self) -> None:
+        if self._is_one_file and self.form not in ("jsonl", "text"):
+            raise UsageError(
+                f"--output {self.path}: {self.form} wants a folder, one file a recording; give one without an ending"
+            )
+
+    @property
+    def _is_one_file(self) -> bool:
+        return self.path.suffix == ".jsonl"
+
+    def pending(self, recordings: Iterable[Recording]) -> Iterator[Recording]:
+        """Those that an interrupted run has not written yet. UsageError if other weights wrote what is there."""
+        done = self._ids() if self._is_one_file else self._claimed()
+        for recording in recordings:
+            there = recording.id in done or not self._is_one_file and self._file_of(recording.id).exists()
+            if not there:
+                yield recording
+
+    def store(self, transcript: Transcript) -> None:
+        """Write one. VoiceError if other weights made it, because the voice was replaced while others were written."""
+        if transcript.receipt is not None and (made := Weights.of(transcript.receipt)) != self.weights:
+            raise VoiceError(
+                f"{transcript.id}: was made with {made}, but {self.path} holds what {self.weights} made: the voice was "
+                "replaced meanwhile; run it again with another --output"
+            )
+        if self._is_one_file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(transcript.render("jsonl"))
+            return
+        _write(self._file_of(transcript.id), transcript.render(self.form))
+
+    def _file_of(self, recording: str) -> Path:
+        return output_of(recording, self.path, self.form)
+
+    def _ids(self) -> set[str]:
+        """Of the transcripts in the file; a last line that was cut off is dropped from it."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        # not splitlines: the strings of JSON may hold other ends of lines
+        *lines, cut = data.split(b"\n")
+        ids = {self._id_of(line, number) for number, line in enumerate(lines, start=1)}
+        if cut and not cut.startswith(_START) and not _START.startswith(cut):
+            raise self._refusal(len(lines) + 1, "is no transcript")
+        if cut:
+            with self.path.open("r+b") as file:
+                file.truncate(len(data) - len(cut))
+        return ids
+
+    def _id_of(self, line: bytes, number: int) -> str:
+        try:
+            row = json.loads(line)
+            # nothing ran on a sound without a word's length, with these weights as with any
+            nothing = row["receipt"] is None and not row["text"]
+            made, name = None if nothing else Weights.of(row["receipt"]), str(row["id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._refusal(number, "has no receipt, so nobody knows which weights made it") from error
+        if made is not None and made != self.weights:
+            raise self._refusal(number, f"was made with {made}")
+        return name
+
+    def _claimed(self) -> set[str]:
+        """Note whose words the folder holds, unless it says so already; nothing is known by its id."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        note = self.path / RECEIPT
+        some = next((p.name for p in sorted(self.path.iterdir()) if p.suffix in ENDINGS.values()), None)
+        if some is None:
+            told = {k: getattr(self.weights, k) for k in ("base", "size", "voice", "hash")}
+            _write(note, json.dumps(told, ensure_ascii=False, indent=1) + "\n")
+            return set()
+        try:
+            made = Weights.of(json.loads(note.read_bytes()))
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise self._refusal(None, f"holds {some}, but no {RECEIPT} that says which weights made it") from error
+        if made != self.weights:
+            raise self._refusal(None, f"was made with {made}")
+        return set()
+
+    def _refusal(self, line: int | None, what: str) -> UsageError:
+        where = f"--output {self.path}" if line is None else f"--output {self.path}, line {line}"
+        return UsageError(
+            f"{where}: {what}; asked for now is {self.weights}; name another --output, or delete this one"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
 def write_all(
-    transcripts: Iterable[Transcript], screen: TextIO, output: Path | None, form: Form, *, as_json: bool = False
+    transcripts: Iterable[Transcript], screen: TextIO, output: Output | None, form: Form, *, as_json: bool = False
 ) -> int:
     """Write transcripts as they come, to the screen or to ``output``; returns how many."""
     count = 0
@@ -258,11 +380,11 @@ def write_all(
             elif output is None:
                 _show(transcript, screen, form)
             if output is not None:
-                _store(transcript, output, form)
+                output.store(transcript)
     except BrokenPipeError:
         raise
     except OSError as error:
-        where = output if output is not None else "standard output"
+        where = output.path if output is not None else "standard output"
         raise WorkError(
             f"{where}: cannot be written ({error}); what was written stays, run it again to go on"
         ) from error
@@ -276,32 +398,3 @@ def _show(transcript: Transcript, screen: TextIO, form: Form) -> None:
     text = f"{transcript.id}\t{transcript.text}\n" if form == "text" else transcript.render(form)
     screen.write(text)
     screen.flush()
-
-
-def _store(transcript: Transcript, output: Path, form: Form) -> None:
-    if output.suffix == ".jsonl":
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("a", encoding="utf-8") as file:
-            file.write(transcript.render("jsonl"))
-        return
-    path = output_of(transcript.id, output, form)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(transcript.render(form), encoding="utf-8")
-    aside.replace(path)
-
-
-def done_already(path: Path) -> set[str]:
-    """Ids in a JSON-lines file of an earlier run; a line that was cut off is dropped from the file."""
-    if not path.exists():
-        return set()
-    ids: set[str] = set()
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            ids.add(json.loads(line)["id"])
-        except (ValueError, KeyError, TypeError):
-            break
-        kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
-    return ids

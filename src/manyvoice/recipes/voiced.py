@@ -14,8 +14,9 @@ from manyvoice.data.manifest import Corpus
 from manyvoice.decode.evaluate import Owned, group_of
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import UsageError, VoiceError
-from manyvoice.recipes.transcribe import Transcript
-from manyvoice.recipes.variant import Variant, load_variant
+from manyvoice.recipes.sizes import find_size
+from manyvoice.recipes.transcribe import Transcript, Weights
+from manyvoice.recipes.variant import Variant, load_variant, of_size, whole_variant
 from manyvoice.submodels.cache import VoiceCache
 from manyvoice.submodels.pool import Loader, Narrowing, Resolver, Voices
 from manyvoice.submodels.receipt import Receipt
@@ -42,6 +43,19 @@ class _File:
     def get(self, hash: str, tenant: str, /) -> Voice:
         """The one there is."""
         return self.voice
+
+
+@final
+class _Nobody:
+    """Where there are no voices."""
+
+    def resolve(self, name: str, tenant: str, /) -> str:
+        """Nothing means anything here."""
+        raise UsageError(f"voice {name!r}: the model was loaded without voices; load it with that one")
+
+    def get(self, hash: str, tenant: str, /) -> Voice:
+        """As :meth:`resolve`."""
+        raise VoiceError(f"voice {hash[:12]}: the model was loaded without voices; load it with that one")
 
 
 @final
@@ -77,6 +91,11 @@ class Voiced:
         self.receipts += [receipt for _, receipt in answers]
         x_BTV = torch.nn.utils.rnn.pad_sequence([x for x, _ in answers], batch_first=True)
         return Padded(x=x_BTV, len_B=torch.tensor([len(x) for x, _ in answers], device=x_BTV.device))
+
+    def weights(self, voice: str | None) -> Weights:
+        """Those that answer for that voice now: in a store it may be replaced at any time."""
+        hash = None if voice is None else self.voices.names.resolve(voice, self.tenant)
+        return Weights(base=self.variant.base, size=self.variant.size, hash=hash, voice=voice)
 
     def take(self) -> list[Receipt]:
         """The receipts, which are then forgotten here."""
@@ -186,6 +205,17 @@ def load_voiced(
         raise UsageError(f"--voice {voice}: is no file; give a voice file, or a name with --voices STORE")
     variant.check(found)
     return voiced, voice
+
+
+def load_bare(spec: str | Path, *, size: str | None = None, tenant: str = TENANT) -> Voiced:
+    """A model without voices, whose answers have receipts too. An extracted folder is a base of its own here.
+
+    Raises: UsageError for a size that there is not.
+    """
+    recogniser = Recogniser.load(spec)
+    variant = whole_variant(recogniser) if size is None else of_size(recogniser, find_size(recogniser, size))
+    nobody = _Nobody()
+    return _voiced(variant, nobody, nobody, tenant)
 
 
 def _voiced(variant: Variant, names: Resolver, voices: Loader, tenant: str) -> Voiced:

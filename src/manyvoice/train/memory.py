@@ -29,6 +29,7 @@ from manyvoice.models.batchnorm import discard
 from manyvoice.train.accounting import peak_bytes, release, resident, resident_peak
 from manyvoice.train.distributed import CHUNK_BYTES
 from manyvoice.train.objective import Passes
+from manyvoice.train.sandwich import SupernetPasses
 from manyvoice.types import Batch, Frames
 
 # As in NeMo's OOMptimizer: the bracket's width, and where the first search starts.
@@ -87,7 +88,9 @@ class Trial:
         """Forward, backward and update on ``size`` utterances, all of full length. Raises what training would."""
         with self._untouched():
             batch = self.batch(shape, size).to(self.accelerator.device, self.model.dtype)
-            with closing(self.passes(self.model, batch, 0)) as losses, self.accelerator.autocast():
+            # where steps differ, the largest says what fits
+            step = self.passes.heaviest() if isinstance(self.passes, SupernetPasses) else 0
+            with closing(self.passes(self.model, batch, step)) as losses, self.accelerator.autocast():
                 for loss in losses:
                     loss.total.backward()
             exchanged = self._exchange_buffer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, Protocol, final
@@ -98,6 +99,10 @@ class SupernetPasses:
                 told += float(total.detach()) / len(others)
                 del scores
                 yield Loss(self.weight * total, batch.token_len_B.sum(), {"loss_subnets": told})
+
+    def heaviest(self) -> int:
+        """A step that takes as much memory as any: one that has the largest."""
+        return next(step for step in itertools.count() if any(d.role == "largest" for d in self.sampler.draw(step)))
 
     def around_update(self, optimizer: Optimizer) -> Callable[[int], AbstractContextManager[object]]:
         """Holds still, while the optimiser steps, what is outside of the step's subnets."""
