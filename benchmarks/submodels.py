@@ -296,8 +296,10 @@ def people(bench: Bench) -> None:
                 for name in alone
             ]
             minutes = round(sum(taken for _, taken in each), 2)
-            outcomes = [outcome for found, _ in each for outcome in found]
-            bench_groups(bench, outcomes, {"in a job each": set(alone)}, arm="a job each", minutes=minutes, **row)
+            outcomes = [outcome for mine, _ in each for outcome in mine]
+            together = [o for o in found if o.speaker in set(alone)]
+            bench_groups(bench, outcomes, {"in a job each": set(alone)}, arm="a job each", minutes=minutes, **row,
+                         together=against(together, outcomes))  # fmt: skip
 
 
 def sizes(bench: Bench) -> None:
@@ -462,6 +464,15 @@ def pooled(outcomes: list[Outcome]) -> dict[str, Any]:
     return found
 
 
+def against(ours: list[Outcome], theirs: list[Outcome]) -> dict[str, Any]:
+    """What the same speakers got from two kinds of jobs, paired by utterance, by the project's rule."""
+    sides = [{o.speaker: o.served.errors for o in side} for side in (ours, theirs)]
+    words = np.asarray([x for o in theirs for x in o.before.words])
+    arms = [Arm(name, np.asarray([[x for o in theirs for x in side[o.speaker]]]), words)
+            for name, side in zip(("one job for all", "a job each"), sides, strict=True)]  # fmt: skip
+    return compare(arms[0], arms[1], synthetic=False).as_dict()
+
+
 def _before(outcome: Outcome) -> Measured:
     return outcome.before
 
@@ -487,13 +498,15 @@ def aims(bench: Bench) -> None:
                 Aim(name=f"{method}, {seconds:g} s: {arm} against as many utterances of one", sense="at most",
                     limit=RATIO, unit="times", measured=row["against_one_owner"])
             )  # fmt: skip
-    newest = {r["speaker"]: r for r in bench.find(kind="digits")}
+    newest = {r["speaker"]: r for r in bench.find(kind="digits", masks=True)}
     if newest:
         reductions = [r["relative"] for r in newest.values()]
+        plain = {r["speaker"]: r["relative"] for r in bench.find(kind="digits", masks=False)}
+        beside = f"; without SpecAugment {np.mean(list(plain.values())):.0%}" if len(plain) == len(newest) else ""
         bench.aims.append(
             Aim(name="digits: relative reduction of WER from under a minute of speech, mean over speakers",
                 sense="at least", limit=LESS_DIGITS, unit="relative", measured=float(np.mean(reductions)),
-                why=", ".join(f"{s} {r['wer_before']:.1%} to {r['wer_after']:.1%}" for s, r in newest.items()))
+                why=", ".join(f"{s} {r['wer_before']:.1%} to {r['wer_after']:.1%}" for s, r in newest.items()) + beside)
         )  # fmt: skip
     eight = [r for r in bench.find(kind="sentences", adapt=8, group="all") if r["on"] == "dev"][-1:]
     for row in eight:
@@ -504,12 +517,12 @@ def aims(bench: Bench) -> None:
                 why=f"CER {row['cer_before']:.1%} to {row['cer_after']:.1%}, WER {row['wer_before']:.1%} to "
                     f"{row['wer_after']:.1%}; {row['kept']} of {row['speakers']} voices kept")
         )  # fmt: skip
-    for each in bench.find(kind="people", on="report", arm="a job each")[-1:]:
-        same = {k: each[k] for k in ("kind", "on", "group", "adapt", "method", "rounds", "lr")}
-        together = bench.find(arm="one job for all", **same)[-1]
+    for each in [r for r in bench.find(kind="people", on="report", arm="a job each") if "together" in r][-1:]:
+        found = each["together"]
         bench.aims.append(
-            Aim(name=f"people: WER with voices from one job for all, against a job each, {each['adapt']} commands",
-                sense="at most", limit=1 + BANK, unit="times", measured=together["wer_after"] / each["wer_after"],
-                why=f"{together['wer_after']:.2%} against {each['wer_after']:.2%} of {each['speakers']} speakers; the "
-                    f"base {each['wer_before']:.1%}")
+            Aim(name=f"people: WER with voices from one job for all, not above a job each, {each['adapt']} commands: "
+                     "upper bound", sense="at most", limit=BANK, unit="relative", measured=found["upper"],
+                interval=(found["interval"][0], found["interval"][1]),
+                why=f"{each['speakers']} speakers, {each['wer_after']:.2%} in a job each; the base "
+                    f"{each['wer_before']:.1%}")
         )  # fmt: skip

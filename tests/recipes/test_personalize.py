@@ -149,7 +149,10 @@ def test_the_report_says_what_came_out(job: Job) -> None:
     assert said["settings"]["base"] == Store(job.store).get("ann").base
     text = (run / "report.md").read_text()
     assert text == job.report.text() and text.startswith("# 2 of 4 speakers have a voice of their own\n")
-    assert "| bob | " in text and "| eve |  |  |  |  | no: 2 utterances: too few" in text
+    low, high = rows["bob"]["wer_change_interval"]
+    assert low <= rows["bob"]["wer_change"] == rows["bob"]["wer_after"] - rows["bob"]["wer_before"] <= high < 0
+    assert f"{100 * low:+.1f} to {100 * high:+.1f}" in text
+    assert "| bob | " in text and "| eve |  |  |  |  |  | no: 2 utterances: too few" in text
     split = json.loads((run / "split.json").read_text())
     assert split["ann"]["test"] == ["ann-4", "ann-5", "ann-6", "ann-7"] and "eve" not in split
 

@@ -31,6 +31,7 @@ def personalize(
     adapt: Annotated[int | None, typer.Option(help="Learn from so many at most.")] = None,
     part: Annotated[str | None, typer.Option(help="Field that says adapt, choose or test.")] = None,
     general: Annotated[list[str] | None, typer.Option(help="Speech of others, not to be forgotten.")] = None,
+    replay: Annotated[float, typer.Option(help="Of that, beside each of a speaker's own in a step.")] = 0.25,
     better: Annotated[
         float, typer.Option(help="A kept voice lowers the loss where it is chosen by this share.")
     ] = 0.05,
@@ -59,7 +60,7 @@ def personalize(
         method=method, settings=settings_of(setting or []), by=by,
         split=Split(choose=choose, test=test, adapt=adapt, field=part, seed=seed),
         schedule=Schedule(rounds=rounds, lr=rates[0]),
-        lrs=tuple(rates) if len(rates) > 1 else (), sizes=sizes, better=better, worse=worse,
+        lrs=tuple(rates) if len(rates) > 1 else (), sizes=sizes, replay=replay, better=better, worse=worse,
         memory=parse_bytes(memory), seed=seed, tenant=tenant, licence=licence,
     )  # fmt: skip
     try:

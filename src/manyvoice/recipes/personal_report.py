@@ -12,7 +12,10 @@ import numpy as np
 
 from manyvoice.decode.compare import Arm, compare
 from manyvoice.decode.evaluate import Evaluation
+from manyvoice.decode.wer import resampled_sums
 from manyvoice.errors import WorkError
+
+_DRAWS = 2_000
 
 
 @final
@@ -90,6 +93,17 @@ class Outcome:
         """What this speaker gets."""
         return self.after if self.kept else self.before
 
+    def change(self) -> tuple[float, tuple[float, float]]:
+        """Errors a word with the voice less those with the base, and the two-sided 95 % interval of that.
+
+        A paired bootstrap over the speaker's utterances that report (Efron 1979).
+        """
+        less_N2 = np.stack([np.subtract(self.after.errors, self.before.errors), self.before.words], axis=1)
+        drawn_M2 = resampled_sums(less_N2, _DRAWS, np.random.default_rng(0))
+        low, high = np.quantile(drawn_M2[:, 0] / np.maximum(drawn_M2[:, 1], 1), [0.025, 0.975])
+        errors, words = less_N2.sum(0)
+        return float(errors / max(1, words)), (float(low), float(high))
+
     @classmethod
     def from_json(cls, line: str) -> Outcome:
         """A line of ``speakers.jsonl``. ValueError or TypeError for one that was cut off."""
@@ -124,6 +138,8 @@ class Report:
         for o in self.outcomes:
             row = {k: v for k, v in asdict(o).items() if k not in ("before", "after")}
             row |= {"wer_before": o.before.wer, "wer_after": o.after.wer, "words": sum(o.before.words)}
+            change, interval = o.change()
+            row |= {"wer_change": change, "wer_change_interval": list(interval)}
             row |= {"cer_before": o.before.cer, "cer_after": o.after.cer}
             row |= {"loss_before": o.before.loss, "loss_after": o.after.loss}
             rows.append(row)
@@ -171,15 +187,16 @@ class Report:
             rows = [[name, *map(str, counts), ""] for name, counts in sorted(self.planned.items())]
             rows += [[name, "", "", "", why] for name, why in left_out]
             return columns, [_printable(row) for row in rows]
-        columns = ["speaker", "speech learned from", "words", "WER of the base", "WER of the voice", "kept"]
+        columns = ["speaker", "speech learned from", "words", "WER of the base", "WER of the voice",
+                   "points of difference (95 %)", "kept"]  # fmt: skip
         rows = [
             [
                 o.speaker, f"{o.adapt_seconds:.0f} s in {o.adapt_utterances}", str(sum(o.before.words)),
-                f"{o.before.wer:.1%}", f"{o.after.wer:.1%}", "yes" if o.kept else f"no: {o.why}",
+                f"{o.before.wer:.1%}", f"{o.after.wer:.1%}", _points(*o.change()), "yes" if o.kept else f"no: {o.why}",
             ]
             for o in sorted(self.outcomes, key=lambda o: o.speaker)
         ]  # fmt: skip
-        rows += [[name, "", "", "", "", f"no: {why}"] for name, why in left_out]
+        rows += [[name, "", "", "", "", "", f"no: {why}"] for name, why in left_out]
         return columns, [_printable(row) for row in rows]
 
 
@@ -201,6 +218,11 @@ def summarise(outcomes: Sequence[Outcome], left_out: Mapping[str, str], settings
         found = compare(arms[0], arms[1], synthetic=False)
         totals |= {"comparison": found.sentence(), "compared": found.as_dict()}
     return Report(outcomes=list(outcomes), left_out=dict(left_out), totals=totals, settings=dict(settings))
+
+
+def _points(change: float, interval: tuple[float, float]) -> str:
+    low, high = (100 * x for x in interval)
+    return f"{100 * change:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _printable(row: Sequence[str]) -> list[str]:
