@@ -3,6 +3,9 @@
     manyvoice bench supernet corpus=commands seeds=0,1,2     20 hours of synthetic commands, about 1,000 words
     manyvoice bench supernet corpus=digits                   real digit strings, one seed
     manyvoice bench supernet corpus=digits part=ablation lrs=3e-4,6e-4,1.2e-3
+    manyvoice bench supernet part=search corpus=commands base=MODEL budgets=0.55,0.3 tries=10
+                                                             uniform sizes against the best of random ones, which the
+                                                             development part chooses and the test part reports
     manyvoice bench supernet part=speed                      each size of `small` against its share of the MACs
 
 A model alone starts from the subnet of the same random weights that the supernet starts from, sees the same batches in
@@ -34,6 +37,7 @@ from manyvoice.elastic.sizes import Grid, nested_sizes
 from manyvoice.errors import UsageError
 from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import Aim, Bench
+from manyvoice.recipes.find import Budget, find_sizes
 from manyvoice.recipes.pareto import draw
 from manyvoice.recipes.prepare import build_recogniser
 from manyvoice.recipes.sizes import load_size, read_sizes, speed_of
@@ -81,8 +85,10 @@ def run(bench: Bench) -> None:
     part, name = bench.option("part", "sizes"), bench.option("corpus", "digits")
     if part == "speed":
         speed(bench)
+    elif part == "search":
+        search(bench, name)
     elif part == "ablation":
-        for arm in ARMS:
+        for arm in bench.option("arms", ",".join(ARMS)).split(","):
             for lr in bench.option("lrs", "3e-4,6e-4,1.2e-3").split(","):
                 supernet(bench, name, arm, 0, float(lr))
     elif part == "sizes":
@@ -92,7 +98,7 @@ def run(bench: Bench) -> None:
             for share in SIZES:
                 alone(bench, name, share, seed, lr)
     else:
-        raise UsageError(f"part={part}: must be sizes, ablation or speed")
+        raise UsageError(f"part={part}: must be sizes, ablation, search or speed")
     aims(bench)
 
 
@@ -211,6 +217,16 @@ def row(bench: Bench, model: Recogniser, name: str, arm: str, seed: int, lr: flo
         wer_interval=list(found.words.interval()), errors=[c.errors for c in found.words.counts],
         words=[c.reference for c in found.words.counts], **budget(bench), **more,
     )  # fmt: skip
+
+
+def search(bench: Bench, name: str) -> None:
+    """Two rows for each budget: the balanced uniform subnet, and the best of some drawn at random."""
+    base, tries = bench.option("base", ""), 2 if bench.toy else int(bench.option("tries", "10"))
+    _, dev, test = (open_corpus(path) for path in corpora(bench, name))
+    for limit in map(float, bench.option("budgets", "0.55,0.3").split(",")):
+        found = find_sizes(base, dev, Budget(limit=limit, of="macs"), tries=tries, test=test, watcher=bench.watcher)
+        for one in found:
+            bench.row(seed=0, kind="search", corpus=name, base=Path(base).parent.name, budget=limit, **one)
 
 
 def speed(bench: Bench) -> None:

@@ -89,6 +89,10 @@ def test_supernet(data: Path, tmp_path: Path) -> None:
     assert time["why"] == "not all sizes have been trained alone"
     again = toy("supernet", tmp_path)
     assert again["rows"] == found["rows"] and again["aims"] == found["aims"]
+    base = tmp_path / "runs" / "digits-supernet-0-0.0004" / "model"
+    searched = toy("supernet", tmp_path, "part=search", f"base={base}", "budgets=0.6")["rows"][-2:]
+    assert [(row["how"], row["tried"]) for row in searched] == [("uniform", 1), ("random search", 2)]
+    assert all(row["share"] <= 0.6 for row in searched)
 
 
 def test_only_rows_of_the_same_settings_are_compared() -> None:
