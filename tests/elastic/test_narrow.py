@@ -119,9 +119,10 @@ def test_gradients_reach_the_kept_units_and_no_others(
         if not inside or any(name.startswith(f"{path}.") for path in plan.dropped):
             assert p.grad is None, name
             continue
-        if p.grad is None:
-            continue
         other = wanted[name if head is None else place[head] + name[len(head) :]].grad
+        if p.grad is None:  # frozen, or not used by this model at all
+            assert other is None or not other.any(), name
+            continue
         for one in plan.slices.get(name, ()):
             other, kept = one.of(other), one.of(p.grad)
             torch.testing.assert_close(kept, other, rtol=1e-9, atol=1e-9)

@@ -188,4 +188,4 @@ def test_the_command_prints_what_int8_costs(
     monkeypatch.setattr(export, "_export", ready)
     words = ["export", supernet, "--size", "40", "--int8", "--measure", tones, "-o", tmp_path / "phone", "--json"]
     found = json.loads(CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False).stdout)
-    assert found["wer_torch"] == found["wer_onnx"] and 0 <= found["wer_int8"] <= 1.5
+    assert found["wer_torch"] == found["wer_onnx"] < 1 and abs(found["wer_int8"] - found["wer_onnx"]) <= 0.1
