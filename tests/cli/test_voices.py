@@ -132,6 +132,14 @@ def test_wrong_words(place: Path, manyvoice: Command, words: list[str], message:
     assert (done.returncode, done.stdout) == (2, "") and message in done.stderr
 
 
+def test_the_list_is_made_again(place: Path, manyvoice: Command) -> None:
+    listed = json.loads(manyvoice("voices", place, "ls", "--json").stdout)["voices"]
+    done = manyvoice("voices", place, "rebuild", "--json")
+    assert json.loads(done.stdout)["voices"] == {"default": len(listed)}
+    assert "the list was made again; " in manyvoice("voices", place, "rebuild").stdout
+    assert json.loads(manyvoice("voices", place, "ls", "--json").stdout)["voices"] == listed
+
+
 def test_where_no_store_is(tmp_path: Path, manyvoice: Command) -> None:
     done = manyvoice("voices", tmp_path / "none", "ls", "--json")
     assert (done.returncode, done.stdout) == (2, "")

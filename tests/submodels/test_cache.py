@@ -269,3 +269,20 @@ def test_forgetting_takes_pins_and_all_tiers(store: Store, hashes: list[str], tm
     assert (found.voices, found.bytes, found.pinned_bytes) == (0, 0, 0)
     cache.unpin(hashes[0])
     cache.forget(hashes[0])
+
+
+def test_a_voice_removed_while_it_is_pinned_does_not_come_back(
+    store: Store, hashes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = VoiceCache(store, host_bytes=10 * SIZE)
+    got = VoiceCache._get
+
+    def removed_meanwhile(self: VoiceCache, key: tuple[str, str], *, counted: bool) -> Voice:
+        found = got(self, key, counted=counted)
+        cache.forget(key[1])
+        return found
+
+    monkeypatch.setattr(VoiceCache, "_get", removed_meanwhile)
+    with pytest.raises(VoiceError, match="was removed while it was loaded"):
+        cache.pin(hashes[0])
+    assert (cache.statistics().voices, cache.statistics().pinned_bytes) == (0, 0)

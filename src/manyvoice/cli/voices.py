@@ -13,14 +13,15 @@ from rich.markup import escape
 from manyvoice.cli.console import emit, table
 from manyvoice.errors import UsageError
 
-_DOES = {"ls": (0, 0), "show": (1, 1), "add": (1, 1), "rm": (1, None), "export": (1, 1), "import": (1, None)}
+_DOES = {"ls": (0, 0), "show": (1, 1), "add": (1, 1), "rm": (1, None), "export": (1, 1), "import": (1, None),
+         "rebuild": (0, 0)}  # fmt: skip
 _WANTS = {"show": "a name", "add": "one file", "rm": "names", "export": "a name", "import": "files"}
 
 
 def voices(
     store: Annotated[str, typer.Argument(help="Folder or URL (s3://, gs://) of a store of voices.")],
     verb: Annotated[
-        str, typer.Argument(help="ls, show NAME, add FILE, rm NAME..., export NAME, import FILE....")
+        str, typer.Argument(help="ls, show NAME, add FILE, rm NAME..., export NAME, import FILE..., rebuild.")
     ] = "ls",
     what: Annotated[list[str] | None, typer.Argument(help="Names in the store, or voice files.")] = None,
     name: Annotated[str | None, typer.Option(help="That add gives; else the speaker's, or the file's.")] = None,
@@ -29,6 +30,8 @@ def voices(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """List the voices of a store, show one, add, remove, export or import them.
+
+    `rebuild` makes this machine's list of them again from the files, and clears away what interrupted programs left.
 
     Example: manyvoice voices runs/mine/voices show ann
     """
@@ -53,6 +56,11 @@ def voices(
     elif verb == "rm":
         removed = recipe.remove_voices(opened, words, tenant)
         emit({"removed": removed}, as_json=as_json, text="\n".join(map(_removed, removed)))
+    elif verb == "rebuild":
+        opened.rebuild()
+        counts = {whose: len(opened.entries(whose)) for whose in opened.tenants()}
+        text = ", ".join(f"{n} voices of {_printable(whose)}" for whose, n in counts.items()) or "no voices"
+        emit({"voices": counts}, as_json=as_json, text=f"{store}: the list was made again; {text}")
     else:
         done = recipe.export_voice(opened, words[0], tenant, output)
         emit(done, as_json=as_json, text=f"{done['file']}: {done['hash']}, {done['bytes'] / 1e3:.1f} kB")

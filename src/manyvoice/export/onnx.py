@@ -167,10 +167,16 @@ def _export(scores: _Scores, bins: int, path: Path) -> None:
     if scores.layout:
         example, shapes = (*example, torch.zeros(2, scores.layout[-1].stop)), shapes | {"voice": {0: batch}}
     with _quiet():
-        program = torch.onnx.export(
-            scores, example, dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=list(shapes), output_names=["logprobs", "lengths"], dynamic_shapes=shapes,
-        )  # fmt: skip
+        try:
+            program = torch.onnx.export(
+                scores, example, dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=list(shapes), output_names=["logprobs", "lengths"], dynamic_shapes=shapes,
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            raise WorkError(
+                f"{path.parent}: torch {torch.__version__} cannot export this model ({str(error).splitlines()[0]}); "
+                "try another version of torch (constraints.txt names those that were tested)"
+            ) from error
         assert program is not None
         program.save(str(path), external_data=False)
 

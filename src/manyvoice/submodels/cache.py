@@ -77,6 +77,8 @@ class VoiceCache:
         self._loading: dict[Key, Future[Voice]] = {}
         self._pins: Counter[Key] = Counter()
         self._bytes = 0
+        # how often each was, so that whoever loads it meanwhile can tell
+        self._forgotten: Counter[Key] = Counter()
         self._hits = self._misses = self._loads = self._from_disk = self._evictions = 0
         self._seconds = 0.0
         self._ahead: ThreadPoolExecutor | None = None
@@ -104,8 +106,12 @@ class VoiceCache:
     def pin(self, hash: str, tenant: str = TENANT) -> Voice:
         """Load, and keep until :meth:`unpin` was called as often. UsageError if it does not fit beside other pins."""
         key = (tenant, hash)
+        with self._lock:
+            before = self._forgotten[key]
         voice = self._get(key, counted=True)
         with self._lock:
+            if self._forgotten[key] != before:
+                raise VoiceError(f"voice {hash[:12]} was removed while it was loaded; ask for the name again")
             taken = sum(self._host[k].size for k in self._pins)
             if key not in self._pins and taken + voice.size > self.host_bytes:
                 fit = len(self._pins) + max(0, self.host_bytes - taken) // max(1, voice.size)
@@ -131,6 +137,7 @@ class VoiceCache:
         """Drop a voice from memory and disk, pinned or not; a load under way is not kept either."""
         key = (tenant, hash)
         with self._lock:
+            self._forgotten[key] += 1
             self._loading.pop(key, None)
             self._pins.pop(key, None)
             if (voice := self._host.pop(key, None)) is not None:
