@@ -2,7 +2,7 @@
 
     manyvoice bench supernet corpus=commands seeds=0,1,2     20 hours of synthetic commands, about 1,000 words
     manyvoice bench supernet corpus=digits                   real digit strings, one seed
-    manyvoice bench supernet corpus=digits part=ablation lrs=3e-4,6e-4,1.2e-3
+    manyvoice bench supernet corpus=digits part=ablation lrs=3e-4,6e-4,1.2e-3 "arms=no distillation|KL"
     manyvoice bench supernet part=search corpus=commands base=MODEL budgets=0.55,0.3 tries=10
                                                              uniform sizes against the best of random ones, which the
                                                              development part chooses and the test part reports
@@ -55,6 +55,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "no sandwich": {"elastic": {"sandwich": False, "distill": "none"}},
     "AlphaNet's three others": {"elastic": {"others": 3}},
     "others at 0.3": {"elastic": {"weight": 0.3}},
+    "no distillation, others at 0.5": {"elastic": {"distill": "none", "weight": 0.5}},
 }
 # Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
 SHAPES: dict[str, dict[str, int]] = {
@@ -88,7 +89,7 @@ def run(bench: Bench) -> None:
     elif part == "search":
         search(bench, name)
     elif part == "ablation":
-        for arm in bench.option("arms", ",".join(ARMS)).split(","):
+        for arm in bench.option("arms", "|".join(ARMS)).split("|"):
             for lr in bench.option("lrs", "3e-4,6e-4,1.2e-3").split(","):
                 supernet(bench, name, arm, 0, float(lr))
     elif part == "sizes":
@@ -156,7 +157,7 @@ def supernet(bench: Bench, name: str, arm: str, seed: int, lr: float) -> None:
     sizes = SIZES[::4] if bench.toy else SIZES
     if len(bench.find(**same)) == len(sizes):
         return
-    output = bench.work / "runs" / f"{name}-{arm.replace(' ', '-')}-{seed}-{lr:g}"
+    output = bench.work / "runs" / f"{name}-{arm.replace(',', '').replace(' ', '-')}-{seed}-{lr:g}"
     made = settings(bench, name, output, seed, lr)
     made["elastic"] = {"sizes": sizes} | ARMS[arm].get("elastic", {})
     made["optimizer"] |= ARMS[arm].get("optimizer", {})

@@ -72,8 +72,8 @@ def demo(
     folder: Path = Path("runs/demo"),
     *,
     utterances: int = 1600,
-    epochs: int = 8,
-    rounds: int = 80,
+    epochs: int = 5,
+    rounds: int = 160,
     watcher: Watcher | None = None,
 ) -> Demo:
     """Run it in ``folder``; what an interrupted demo has finished is used again.
