@@ -79,6 +79,10 @@ def test_every_mistake_of_a_run_file_comes_at_once(tmp_path: Path, manyvoice: Co
 
 def test_evaluate_counts_and_groups(trained: Path, test_tones: Path, tmp_path: Path, manyvoice: Command) -> None:
     texts = tmp_path / "texts.jsonl"
+    (tmp_path / "notes.txt").write_text("hello")
+    refused = manyvoice("evaluate", trained / "model", test_tones, "--hypotheses", tmp_path / "notes.txt")
+    assert refused.returncode == 2 and "holds something else; name another file" in " ".join(refused.stderr.split())
+    assert (tmp_path / "notes.txt").read_text() == "hello"
     done = manyvoice("evaluate", trained / "model", test_tones, "--by", "age", "--hypotheses", texts, "--json")
     found = document(done)
     counts = found["word_counts"]

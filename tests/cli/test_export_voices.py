@@ -95,6 +95,17 @@ def test_wrong_words(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_or_a_file_is_not_exported_over(trained: Path, tmp_path: Path, manyvoice: Command) -> None:
+    pytest.importorskip("onnx")
+    before = sorted(p.name for p in (trained / "model").iterdir())
+    (tmp_path / "notes.txt").write_text("hello")
+    for place, what in ((trained / "model", "holds a model"), (tmp_path / "notes.txt", "is a file")):
+        done = manyvoice("export", trained / "model", "-o", place)
+        assert done.returncode == 2 and f"{what}; name another folder to export to" in " ".join(done.stderr.split())
+    assert before == sorted(p.name for p in (trained / "model").iterdir())
+    assert (tmp_path / "notes.txt").read_text() == "hello"
+
+
 @pytest.mark.slow
 def test_onnx_with_voices_and_what_they_cost(
     trained: Path, test_tones: Path, voices: dict[str, Path], tmp_path: Path, manyvoice: Command

@@ -73,6 +73,12 @@ def test_export_and_add(place: Path, tmp_path: Path, manyvoice: Command) -> None
     assert Voice.read(out).hash == done["hash"] and done["file"] == str(out)
     manyvoice("voices", place, "export", "Ann", cwd=tmp_path)
     assert (tmp_path / "=41nn.safetensors").read_bytes() == out.read_bytes()
+    sound = tmp_path / "precious.wav"
+    sound.write_bytes(b"RIFF")
+    refused = manyvoice("voices", place, "export", "Ann", "-o", sound)
+    assert refused.returncode == 2 and "precious.wav is there already and holds something else" in refused.stderr
+    assert sound.read_bytes() == b"RIFF"
+    assert document(manyvoice("voices", place, "export", "Ann", "-o", out, "--json"))["file"] == str(out), "the same"
     other = tmp_path / "other"
     (added,) = document(manyvoice("voices", other, "add", out, "--json"))["added"]
     assert (added["name"], added["hash"], added["replaced"]) == ("Ann", done["hash"], None)

@@ -158,7 +158,7 @@ def test_the_report_counts_all_and_shows_some(corpus_of: Callable[..., Corpus]) 
     assert len(text.splitlines()) == 5 and text.endswith("... and 28 more")
     expected = (
         r"train\.jsonl:1: missing audio: (?s:.*)31 errors in 31 utterances \(missing audio 30, empty text 1\); "
-        r"`manyvoice corpus check` lists all, `--skip-bad` goes on without these rows"
+        r"`manyvoice corpus check` lists all; correct them, or train without them with corpus.skip_bad=true"
     )
     with pytest.raises(CorpusError, match=expected):
         report.raise_if_bad()

@@ -22,7 +22,7 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.extract import extract
 from manyvoice.elastic.narrow import Elastic, Plan
 from manyvoice.elastic.subnet import uniform
-from manyvoice.errors import VoiceError, WorkError
+from manyvoice.errors import UsageError, VoiceError, WorkError
 from manyvoice.export import onnx as export
 from manyvoice.export.flat import VoiceInput, flat, fresh, layout_of, write_flat
 from manyvoice.export.onnx import Exported, check_parity, export_onnx, onnx_recogniser
@@ -161,7 +161,7 @@ def test_the_snippet_of_the_docs_runs_without_torch(
     page = (Path(__file__).parents[2] / "docs" / "voices-elsewhere.md").read_text(encoding="utf-8")
     code = next(c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime" in c)
     code += "import sys\nassert not {'torch', 'manyvoice'} & set(sys.modules)\n"
-    (tmp_path / "phone").symlink_to(phone.model.parent)
+    (tmp_path / "phone-onnx").symlink_to(phone.model.parent)
     rate = base.log_mel.rate
     said_N = (3000 * np.random.default_rng(0).standard_normal(rate)).astype("<i2")
     with wave.open(str(tmp_path / "talk.wav"), "wb") as file:
@@ -202,8 +202,10 @@ def test_bare_numbers_for_runtimes_without_numpy(base: Recogniser, three: tuple[
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkError, match="cannot be written"):
         write_flat(three[0], layout, tmp_path / "file" / "ann.bin")
-    with pytest.raises(WorkError, match="cannot be written"):
+    with pytest.raises(UsageError, match="is a file; name another folder"):
         export_onnx(base, tmp_path / "file")
+    with pytest.raises(WorkError, match="cannot be written"):
+        export_onnx(base, tmp_path / "file" / "phone")
 
 
 def test_a_graph_that_edits_otherwise_is_not_written(

@@ -227,8 +227,10 @@ def test_sizes_for_new_budgets(supernet: Path, tmp_path: Path, run_cli: Callable
     found = json.loads(run_cli("subnets", copied, "find", dev, "--budget", 0.5, "--search", 3, "--json").stdout)[
         "found"
     ]
-    assert [row["how"] for row in found] == ["uniform", "random search"]
+    assert [row["how"] for row in found] == ["uniform", "random search", "size 30"]
     assert all(row["share"] <= 0.5 for row in found) and found[1]["share"] >= 0.45
+    whole = run_cli("subnets", copied, "find", dev, "--budget", 1e9, "--of", "parameters", "--keep")
+    assert "nothing kept: size 100, which the model has, is within the budget" in " ".join(whole.stderr.split())
     largest = json.loads(run_cli("subnets", copied, "ls", "--json").stdout)["sizes"][0]["parameters"]
     words = ("subnets", copied, "find", dev, "--budget", largest - 1, "--of", "parameters", "--keep")
     assert "uniform" in run_cli(*words).stdout
@@ -278,7 +280,8 @@ def test_what_is_found_may_be_reported_on_other_speech_than_chose(
     monkeypatch.setattr(find, "evaluate", spy)
     budget = find.Budget(limit=0.5, of="macs")
     rows = find.find_sizes(supernet, dev, budget, tries=2, test=dev.subset([0]))
-    assert heard == [len(dev)] * 3 + [1, 1] and [row["tried"] for row in rows] == [1, 2]
+    assert heard == [len(dev)] * 4 + [1, 1, 1] and [row["tried"] for row in rows] == [1, 2, 1]
+    assert rows[2]["how"] == "size 30"
 
 
 def test_a_fit_without_negative_costs() -> None:

@@ -10,6 +10,7 @@ import importlib
 import os
 import pkgutil
 import sys
+from typing import Annotated
 
 import typer
 
@@ -22,6 +23,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from manyvoice import __version__
+
+        print(f"manyvoice {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _any(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which one this is, and end.")
+    ] = False,
+) -> None:
+    """Speech models that are trained once, fit every device and every voice, and prove it."""
+
 
 for _module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
     _verb = importlib.import_module(f"manyvoice.cli.{_module}")

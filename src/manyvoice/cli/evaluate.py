@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,8 @@ def evaluate(
     from manyvoice.recipes.transcribe import build_beam
     from manyvoice.recipes.voiced import serve_speakers
 
+    if hypotheses is not None and hypotheses.exists() and not _is_ours(hypotheses):
+        raise UsageError(f"--hypotheses {hypotheses}: is there already and holds something else; name another file")
     corpus = open_corpus(manifest)
     served = None
     if voice is not None or store is not None:
@@ -72,6 +75,15 @@ def evaluate(
     if hypotheses is not None:
         result.write_hypotheses(hypotheses)
     emit(document, as_json=as_json, text="\n".join(lines))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether an earlier run wrote it."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return set(json.loads(file.readline())) == {"id", "text", "hypothesis"}
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _line(name: str, found: dict[str, Any], key: str, counts: str) -> str:

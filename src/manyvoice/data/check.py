@@ -103,7 +103,7 @@ class Report:
             kinds = ", ".join(f"{kind} {n}" for kind, n in Counter(e.kind for e in errors).most_common())
             raise CorpusError(
                 f"{errors[0]}\n{len(errors)} errors in {self.utterances} utterances ({kinds}); "
-                "`manyvoice corpus check` lists all, `--skip-bad` goes on without these rows"
+                "`manyvoice corpus check` lists all; correct them, or train without them with corpus.skip_bad=true"
             )
 
     def keep(self, corpus: Corpus) -> Corpus:

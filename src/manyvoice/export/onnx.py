@@ -115,6 +115,9 @@ def export_onnx(
         written, or does not give torch's answers.
     """
     onnx, _ = _packages()
+    if (folder.exists() and not folder.is_dir()) or (folder / "config.json").exists():
+        what = "holds a model" if folder.is_dir() else "is a file"
+        raise UsageError(f"{folder} {what}; name another folder to export to")
     scores, tried_KP = _Scores(recogniser, voices), None
     if voices is not None:
         told = voices.describe(recogniser.tokenizer.fingerprint())

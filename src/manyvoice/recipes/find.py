@@ -61,7 +61,7 @@ def find_sizes(
     test: Corpus | None = None,
     watcher: Watcher | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for the balanced uniform subnet of a budget, and for the best of ``tries`` drawn at random under it.
+    """A row for the balanced uniform subnet of a budget, the best of ``tries`` drawn at random, and the model's own size.
 
     Statistics are measured on the corpus's sound where the supernet's sizes have their own, and error rates on its
     texts.
@@ -97,12 +97,16 @@ def find_sizes(
     everything = whole(elastic.anatomy).kept
     uniform = nested_sizes(grid, [budget.limit], measure)[0]
     score(uniform)
-    chosen = [("uniform", uniform)]
-    tried = 0
+    chosen, tried = [("uniform", uniform)], 0
     if tries:
-        found_at_random = random_search(grid, budget.limit, score, tries=tries, measure=measure)
-        tried = len(found_at_random)
-        chosen.append(("random search", found_at_random[0].subnet))
+        at_random = random_search(grid, budget.limit, score, tries=tries, measure=measure)
+        tried = len(at_random)
+        chosen.append(("random search", at_random[0].subnet))
+    named = next((size for size in there if measure(size.subnet) <= budget.limit), None)
+    if named is not None and named.subnet.kept != uniform.kept:
+        # as the model has it, with its own statistics
+        scored[named.subnet.kept] = named, evaluate(alone(recogniser, elastic, named), corpus).as_dict()
+        chosen.append((f"size {named.subnet.name}", named.subnet))
     rows = []
     for how, subnet in chosen:
         size, found = scored[subnet.kept]
@@ -112,24 +116,29 @@ def find_sizes(
         taken = milliseconds(recogniser, elastic, subnet) if budget.of == "latency" else measure(subnet)
         rows.append(
             {"how": how, "taken": taken, "share": grid.share(subnet), "parameters": costs.parameters,
-             "wer": found["wer"], "wer_interval": found.get("wer_interval"), "tried": 1 if how == "uniform" else tried}
+             "wer": found["wer"], "wer_interval": found.get("wer_interval"),
+             "tried": tried if how == "random search" else 1}
         )  # fmt: skip
     if keep:
         best = min(chosen, key=lambda c: float(scored[c[1].kept][1]["wer"]))[1]
-        size = replace(scored[best.kept][0], subnet=replace(best, name=budget.name))
-        results = measured(alone(recogniser, elastic, size), {"dev": corpus}, watcher, f"size {budget.name} on")
-        costs = cost_of(recogniser.model, recogniser.family, best.kept)
-        write_size(
-            recogniser,
-            size,
-            {
-                "costs": asdict(costs),
-                "results": results,
-                "budget": asdict(budget) | {"machine": machine()["processor"]},
-            },
-        )
-        watcher.note(f"kept as size {budget.name}")
+        same = next((s.subnet.name for s in there if s.subnet.kept == best.kept), None)
+        if same is not None:
+            watcher.note(f"nothing kept: size {same}, which the model has, is within the budget and none is better")
+        else:
+            _keep(recogniser, elastic, replace(scored[best.kept][0], subnet=replace(best, name=budget.name)), budget,
+                  corpus, watcher)  # fmt: skip
     return rows
+
+
+def _keep(
+    recogniser: Recogniser, elastic: Elastic, size: Size, budget: Budget, corpus: Corpus, watcher: Watcher
+) -> None:
+    """Put a size among the model's."""
+    results = measured(alone(recogniser, elastic, size), {"dev": corpus}, watcher, f"size {budget.name} on")
+    costs = cost_of(recogniser.model, recogniser.family, size.subnet.kept)
+    asked = asdict(budget) | {"machine": machine()["processor"]}
+    write_size(recogniser, size, {"costs": asdict(costs), "results": results, "budget": asked})
+    watcher.note(f"kept as size {budget.name}")
 
 
 def measure_of(grid: Grid, recogniser: Recogniser, kind: Kind) -> Measure:

@@ -385,9 +385,8 @@ def write_all(
         raise
     except OSError as error:
         where = output.path if output is not None else "standard output"
-        raise WorkError(
-            f"{where}: cannot be written ({error}); what was written stays, run it again to go on"
-        ) from error
+        then = "what was written stays, run it again to go on" if count > 1 else "name another --output"
+        raise WorkError(f"{where}: cannot be written ({error}); {then}") from error
     if as_json:
         json.dump({"transcripts": documents}, screen, ensure_ascii=False, indent=1)
         screen.write("\n")

@@ -95,8 +95,10 @@ def remove_voices(store: Store, names: Sequence[str], tenant: str) -> list[dict[
 
 def export_voice(store: Store, name: str, tenant: str, file: Path | None = None) -> dict[str, Any]:
     """Write a voice's file, byte for byte as the store has it, here under its name if no file is given."""
-    voice = store.get(name, tenant)
-    path = voice.write(file or Path(f"{quote(name)}.safetensors"))
+    voice, path = store.get(name, tenant), file or Path(f"{quote(name)}.safetensors")
+    if path.exists() and (not path.is_file() or path.read_bytes() != voice.data):
+        raise UsageError(f"{path} is there already and holds something else; name another file with --output")
+    voice.write(path)
     return {"name": name, "hash": voice.hash, "bytes": len(voice.data), "file": str(path)}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Protocol, final
@@ -26,6 +27,7 @@ from manyvoice.submodels.bank import Bank, Where
 from manyvoice.submodels.optim import RowAdamW, owner_means
 from manyvoice.train.distributed import exchange_gradients, summed
 from manyvoice.train.halfway import Halfway, fits, restore
+from manyvoice.train.interrupt import Interrupt
 from manyvoice.types import Batch, Seconds
 
 # losses of each utterance of a batch, one for each size that a round trains; back-propagated one after the other
@@ -187,23 +189,24 @@ class OwnerTraining:
     ) -> dict[int, Best]:
         """Train until all owners have stopped or the rounds are over; each row is then the best it has been.
 
-        Args: progress: told of (round, rounds, owners still training).  halfway: where the run is kept now and then,
-            and goes on from, bit for bit; whoever gives it removes it.
-        Raises: WorkError if a loss is not finite.
+        Args: progress: told of (round, rounds, owners still training).  halfway: where the run is kept now and then and
+            when it is stopped, and goes on from, bit for bit; whoever gives it removes it.
+        Raises: WorkError if a loss is not finite; KeyboardInterrupt after the round in hand.
         """
         begun = self._resumed(halfway)
         if begun == 0:
             self._look(0)
-        for round in range(begun, self.schedule.rounds):
-            if self._over():
-                break
-            self._round(round)
-            done = round + 1
-            if done % self.schedule.every == 0 or done == self.schedule.rounds:
-                self._look(done)
-                self._keep(halfway, done)
-            if progress is not None:
-                progress(done, self.schedule.rounds, len(self.active))
+        with nullcontext() if halfway is None else Interrupt() as interrupt:
+            for round in range(begun, self.schedule.rounds):
+                if self._over():
+                    break
+                self._round(round)
+                done = round + 1
+                if done % self.schedule.every == 0 or done == self.schedule.rounds:
+                    self._look(done)
+                self._keep(halfway, done, stopped=interrupt is not None and interrupt.asked is not None)
+                if progress is not None:
+                    progress(done, self.schedule.rounds, len(self.active))
         with torch.no_grad():
             for where, p in self._learned().items():
                 p.copy_(self._kept[where])
@@ -229,14 +232,19 @@ class OwnerTraining:
             found |= {f"shared moments/{k}/{name}": t for name, t in moments.items()}
         return found
 
-    def _keep(self, halfway: Halfway | None, done: int) -> None:
+    def _keep(self, halfway: Halfway | None, done: int, *, stopped: bool) -> None:
+        if halfway is None:
+            return
         # all processes together, or they could not go on together
-        if halfway is None or self._all(halfway.due()) == 0:
+        stopping = self._all(stopped) > 0
+        if not stopping and self._all(halfway.due()) == 0:
             return
         best = {row: [b.nats, b.round, b.history] for row, b in self.best.items()}
         together = [self._together.nats, self._together.round]
         told = {"done": done, "active": sorted(self.active), "lost": self.lost, "best": best, "together": together}
         halfway.write(self._state(), told)
+        if stopping:
+            raise KeyboardInterrupt
 
     def _resumed(self, halfway: Halfway | None) -> int:
         """The rounds that another run has done, all processes the same; its state is taken over."""
