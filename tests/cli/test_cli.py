@@ -202,6 +202,8 @@ def test_check_says_what_it_could_not_try(trained: Path, tones: Path, tmp_path: 
     assert test["holds"] is None
     assert "is not the corpus that was measured" in test["found"]
     assert manyvoice("check", model, "--data", "test").returncode == 2
+    typo = manyvoice("check", model, "--data", f"tset={tones}")
+    assert typo.returncode == 2 and "--data tset=" in typo.stderr and "are dev, test" in typo.stderr
 
 
 def test_corpus_stats_check_split_and_ngram(tones: Path, tmp_path: Path, manyvoice: Command) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from manyvoice.cli.console import table
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.store import Store
 from manyvoice.submodels.voice import Voice
@@ -47,6 +50,58 @@ def test_list(place: Path, manyvoice: Command) -> None:
     assert "Bo[/red]\\x1b[2J" in shown and "\x1b" not in shown
     empty = manyvoice("voices", place, "ls", "--tenant", "clinic")
     assert empty.stdout.strip() == "no voices of tenant clinic; tenants here: default"
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, *, width: int) -> io.StringIO:
+    """Standard output as a terminal."""
+
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", screen)
+    return screen
+
+
+@pytest.mark.parametrize("width", [30, 60, 80])
+def test_names_are_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    screen = terminal(monkeypatch, width=width)
+    name, words = "en-gb-andy-4efffa", "synthetic speech, Apache-2.0"
+    row = [name, "adapter", "960984c2b1ec", "56.3", name, words, "107%"]
+    columns = ["name", "method", "base", "kB", "speaker", "licence", "WER"]
+    table("", columns, [row], spare=["licence", "base", "kB", "speaker", "method"])
+    shown = screen.getvalue()
+    assert name in shown and "107%" in shown and words not in shown and "no room for licence" in shown
+    assert ("56.3" in shown) == (width > 60) and "…" not in shown
+    table("", ["name"], [["n" * 2 * width]])
+    assert screen.getvalue().count("n" * (width - 4)) == 2, "folded, not cut"
+
+
+def test_a_table_that_is_piped_is_as_wide_as_it_must_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table("", ["name", "other"], [["n" * 90, "o" * 90]], spare=["other"])
+    assert f"{'n' * 90} │ {'o' * 90}" in capsys.readouterr().out
+
+
+def test_no_licence_is_nothing(place: Path, manyvoice: Command) -> None:
+    Store(place).add(voice(3, speaker=None, licence=None), "cleo")
+    assert "None" not in manyvoice("voices", place, "ls").stdout
+
+
+def test_show_is_for_people(place: Path, manyvoice: Command) -> None:
+    metrics = {"base_wer": 1.162162162162162, "wer": 0.3783783783783784, "words": 37}
+    verified = {"relative_nats": -0.123456789, "interval": [-0.2222222, -0.1111111]}
+    card = {"licence": None, "metrics": metrics, "seconds": 69.7400001, "shared": False, "verified": verified}
+    Store(place).add(voice(3, **card), "cleo")
+    shown = [line.split(maxsplit=1) for line in manyvoice("voices", place, "show", "cleo").stdout.splitlines()]
+    assert ["card"] in shown and ["licence", "not stated"] in shown and ["seconds", "69.74"] in shown
+    assert ["metrics", "base_wer 116.22%, wer 37.84%, words 37"] in shown and ["shared", "no"] in shown
+    assert ["verified", "interval -0.2222 to -0.1111, relative_nats -0.1235"] in shown
 
 
 def test_a_damaged_voice_is_listed_as_such(place: Path, manyvoice: Command) -> None:

@@ -163,7 +163,7 @@ def test_a_complete_corpus_is_replaced_only_on_purpose(tmp_path: Path) -> None:
     small = SynthSpec(utterances=1, speakers=1, words=(1, 3))
     synthesise(small, out)
     before = bytes_of(out)
-    with pytest.raises(UsageError, match="holds a complete corpus; use it, or replace it with overwrite=True"):
+    with pytest.raises(UsageError, match="use it, or replace it with --overwrite, which in Python is overwrite=True"):
         synthesise(small, out)
     assert bytes_of(out) == before
     synthesise(SynthSpec(utterances=1, speakers=1, words=(1, 3), seed=1), out, overwrite=True)

@@ -120,6 +120,15 @@ def test_a_cue_of_no_length_lasts_a_millisecond():
     assert "00:00:01.000 --> 00:00:01.001" in to_vtt(segments(say(("a", 1, 1)), none))
 
 
+def test_nothing_is_on_the_screen_when_the_sound_has_ended():
+    spoken = say(("a" * 34, 1.0, 1.04), ("b" * 34, 2.0, 2.04))
+    assert [s.end for s in segments(spoken)] == [2.0, 4.0]
+    assert [s.end for s in segments(spoken, length=Seconds(2.35))] == [2.0, 2.35]
+    # a frame may end after the last sample
+    assert [s.end for s in segments(spoken, length=Seconds(2.03))] == [2.0, 2.03]
+    assert [(s.start, s.end) for s in segments(spoken, length=Seconds(1.5))] == [(1.0, 1.5), (2.0, 2.0)]
+
+
 @given(
     spoken=st.lists(
         st.tuples(st.text("ab&<>é", min_size=1, max_size=9), st.integers(0, 3000), st.integers(1, 4000)), max_size=20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,21 @@ from transformers import AutoModelForCTC
 from typer.testing import CliRunner
 
 from manyvoice.cli import app
+from manyvoice.cli.subnets import _show_found, _show_table
 from manyvoice.config import RunConfig, make_run
 from manyvoice.data.manifest import open_corpus
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.sampling import Alone
+from manyvoice.elastic.subnet import Subnet
 from manyvoice.errors import ConfigError, ModelError, UsageError
 from manyvoice.models.anatomy import parameter_count
 from manyvoice.models.load import build_model
 from manyvoice.recipes import find
 from manyvoice.recipes.card import check_model, read_card
 from manyvoice.recipes.ready import passes_of
-from manyvoice.recipes.sizes import compare_sizes, extract_size, load_size, read_sizes
+from manyvoice.recipes.sizes import compare_sizes, describe, extract_size, load_size, read_sizes
 from manyvoice.recipes.train import train
 from manyvoice.train.metrics import read_metrics
 from manyvoice.train.sandwich import SupernetPasses
@@ -136,7 +139,11 @@ def test_the_command_line(supernet: Path, tmp_path: Path, run_cli: Callable[...,
     assert [row["size"] for row in listed["sizes"]] == ["100", "60", "30"]
     assert "100" in run_cli("subnets", supernet).stdout
     shown = json.loads(run_cli("subnets", supernet, "show", "60", "--json").stdout)
-    assert shown["layers"] and "head.0" in run_cli("subnets", supernet, "show", "60").stdout
+    assert shown["layers"]
+    told = run_cli("subnets", supernet, "show", "60").stdout
+    assert told.startswith(f"size 60 of supernet {shown['supernet'][:12]}\n") and "{" not in told
+    parameters = shown["costs"]["parameters"] / listed["sizes"][0]["parameters"]
+    assert f"M, {parameters:.0%} of size 100's" in told and f"on dev: WER {shown['results']['dev']['wer']:.2%}" in told
     dev = supernet.parent / "dev.jsonl"
     compared = run_cli("subnets", supernet, "compare", dev, "--plot", tmp_path / "sizes.png", "--json")
     rows = json.loads(compared.stdout)["sizes"]
@@ -145,6 +152,44 @@ def test_the_command_line(supernet: Path, tmp_path: Path, run_cli: Callable[...,
     one = json.loads(run_cli("evaluate", supernet, dev, "--size", "60", "--json").stdout)
     two = json.loads(run_cli("evaluate", tmp_path / "laptop", dev, "--json").stdout)
     assert one["wer"] == two["wer"] and one["loss"] == two["loss"]
+
+
+def test_what_a_size_keeps_is_told_by_layer(supernet: Path) -> None:
+    recogniser = Recogniser.load(supernet)
+    anatomy, (largest, *_) = recogniser.family.anatomy(recogniser.model), read_sizes(supernet, recogniser)
+    chunks = sum(c.part == "feed_forward1" for c in anatomy.components if c.layer == 1)
+    kept = frozenset({"layers.1", "layers.1.head.1", "layers.1.ff1.0", "layers.1.conv"})
+    told = describe(replace(largest, subnet=Subnet(name="odd", kept=kept)), largest, anatomy)
+    assert "layers: 1 of 2 kept; dropped: 0\n  layer 0: dropped\n  layer 1: " in told
+    assert f"ff1 chunks 1 of {chunks}, heads 1 of 2 (numbers 1), conv kept, ff2 chunks 0 of {chunks}" in told
+    assert "conv dropped" in describe(
+        replace(largest, subnet=Subnet(name="odd", kept=kept - {"layers.1.conv"})), largest, anatomy
+    )
+
+
+def test_an_extracted_size_says_whose_it_is(supernet: Path, tmp_path: Path) -> None:
+    card = extract_size(supernet, "30", tmp_path / "phone")
+    with pytest.raises(
+        UsageError, match=f"extracted from supernet {card['made_from'][:12]} as size 30; the supernet's"
+    ):
+        compare_sizes(tmp_path / "phone", None)
+    (tmp_path / "phone" / "subnet.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"subnet\.json: cannot be read .* extract the size again"):
+        compare_sizes(tmp_path / "phone", None)
+
+
+def test_tables_fit_eighty_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    size = {"size": "100", "parameters": 12e6, "layer_macs_share": 1.0, "macs": 12e9, "wer": 1.2, "measured_on": "test",
+            "wer_interval": [1.01, 1.32], "times_real_time": 1234.5}  # fmt: skip
+    _show_table([size], as_json=False)
+    shown = capsys.readouterr().out
+    assert "WER on test ┃ 95 % interval" in shown and " 101.0 to 132.0% " in shown and " 1234 " in shown
+    row = {"how": "random search", "taken": 34.52, "share": 0.5, "parameters": 5e6, "wer": 1.2, "tried": 50}
+    _show_found([row], "latency", as_json=False)
+    assert "│ random search │ 34.5 ms       │ 50%            │ 5.00     │ 120.00% │ 50    │" in capsys.readouterr().out
+    _show_found([row | {"taken": 0.5}], "macs", as_json=False)
+    assert "│ random search │ 50%            │ 5.00     │ 120.00% │" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -246,8 +291,10 @@ def test_sizes_for_new_budgets(supernet: Path, tmp_path: Path, run_cli: Callable
         run_cli("subnets", copied, "find", dev, "--budget", 10, "--of", "parameters")
     with pytest.raises(UsageError, match=r"--budget 50: of MACs it is a share"):
         run_cli("subnets", copied, "find", dev, "--budget", 50)
-    with pytest.raises(UsageError, match="name a manifest to measure on, and --of macs, parameters, latency"):
+    with pytest.raises(UsageError, match="find --of joules: must be macs, parameters, latency"):
         run_cli("subnets", copied, "find", dev, "--of", "joules")
+    with pytest.raises(UsageError, match="find: name a manifest to measure on; for example"):
+        run_cli("subnets", copied, "find")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from manyvoice.cli.space import _text
 from manyvoice.data.collate import Collator, HeldFeatures
 from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import ArrayAudio, Corpus, Utterance, open_corpus
@@ -183,6 +184,21 @@ def test_prediction_tells_speakers_apart(base: Path, space: Path) -> None:
     assert not np.allclose(own["low"], own["high"], atol=0.1 * loaded.generator.spread)
     base_nats, mean_nats, own_nats = np.sum(list(losses.values()), axis=0)
     assert own_nats < mean_nats < base_nats
+
+
+@pytest.mark.parametrize(
+    ("r2", "words"),
+    [(-0.3, "explains nothing yet"), (-0.001, "more speakers"), (0.049, "nothing"), (0.05, "explains 5%")],
+)
+def test_a_prediction_worth_nothing_says_so(r2: float, words: str) -> None:
+    report = {
+        "speakers": ["a"],
+        "numbers_per_voice": 8,
+        "predictor": {"r2": r2},
+        "measured": {"relative_nats": -0.1, "interval_over_speakers": [-0.2, 0.0], "cer": [0.2, 0.1]},
+    }
+    told = _text(Path("space"), report)
+    assert words in told and "-0%" not in told and "-30%" not in told
 
 
 def test_sound_alone_is_enough_and_verifies_nothing(base: Path, space: Path, tmp_path: Path) -> None:

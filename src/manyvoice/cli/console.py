@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import yaml
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from manyvoice.errors import UsageError
 
@@ -108,12 +111,31 @@ def emit(document: Mapping[str, Any], *, as_json: bool, text: str) -> None:
     print(json.dumps(document, ensure_ascii=False, indent=1) if as_json else text)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on standard output."""
-    drawn = Table(*columns, title=title or None, title_justify="left")
-    for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
-    Console(file=sys.stdout, highlight=False).print(drawn)
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, spare: Sequence[str] = (), note: str = ""
+) -> None:
+    """A table on standard output, as wide as it must be where that is no terminal; no cell is ever cut.
+
+    Args: spare: columns to leave out on a narrow terminal, the first one first.  note: for below it.
+    """
+    console = Console(file=sys.stdout, highlight=False)
+    cells = [[Text.from_markup(str(cell)) for cell in row] for row in rows]
+    width = {name: max(cell_len(name), *(row[i].cell_len for row in cells), 0) + 3 for i, name in enumerate(columns)}
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(console.width, sum(width.values()) + 1)
+    gone: list[str] = []
+    for name in spare:
+        if sum(width[c] for c in columns if c not in gone) + 1 > console.width:
+            gone.append(name)
+    if gone:
+        note = "; ".join(filter(None, [note, f"no room for {', '.join(gone)}, which --json shows"]))
+    drawn = Table(title=title or None, title_justify="left", caption=note or None, caption_justify="left")
+    left = [i for i, name in enumerate(columns) if name not in gone]
+    for i in left:
+        drawn.add_column(columns[i], overflow="fold")
+    for row in cells:
+        drawn.add_row(*(row[i] for i in left))
+    console.print(drawn)
 
 
 def settings_of(given: list[str]) -> dict[str, Any]:

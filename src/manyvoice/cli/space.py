@@ -48,6 +48,8 @@ def space(
 
 
 def _text(path: Path, report: dict[str, Any]) -> str:
+    from manyvoice.recipes.space import worth_of_prediction
+
     measured, predictor = report["measured"], report["predictor"]
     low, high = measured["interval_over_speakers"]
     return "\n".join(
@@ -55,7 +57,7 @@ def _text(path: Path, report: dict[str, Any]) -> str:
             f"{path}: {len(report['speakers'])} speakers, {report['numbers_per_voice']} numbers a voice",
             f"their utterances that were held out, against the base: {measured['relative_nats']:+.1%} nats "
             f"({low:+.1%} to {high:+.1%}), CER {measured['cer'][0]:.2%} to {measured['cer'][1]:.2%}",
-            f"prediction from 2 to 15 s of speech explains {predictor['r2']:.0%} of how speakers left out differ",
+            "from 2 to 15 s of speech, " + worth_of_prediction(predictor["r2"], "speakers left out"),
         ]
     )
 

@@ -40,9 +40,12 @@ def subnets(
     if verb not in _DOES:
         raise UsageError(f"subnets {verb}: must be {', '.join(_DOES)}; for example: manyvoice subnets {model} ls")
     if verb == "find":
-        if what is None or of not in KINDS:
+        if of not in KINDS:
+            kinds = ", ".join(KINDS)
+            raise UsageError(f"subnets find --of {of}: must be {kinds}; for example --budget 50 --of latency")
+        if what is None:
             raise UsageError(
-                f"subnets find: name a manifest to measure on, and --of {', '.join(KINDS)}; for example: "
+                "subnets find: name a manifest to measure on; for example: "
                 f"manyvoice subnets {model} find dev.jsonl --budget 50 --of latency"
             )
         with Terminal() as terminal:
@@ -60,8 +63,10 @@ def subnets(
     elif verb == "show":
         from manyvoice.decode.recogniser import Recogniser
 
-        found = sizes.find_size(Recogniser.load(model), str(what))
-        emit(found.document, as_json=as_json, text=sizes.describe(found))
+        recogniser = Recogniser.load(model)
+        found, largest = sizes.find_size(recogniser, str(what)), sizes.all_sizes(recogniser)[0]
+        text = sizes.describe(found, largest, recogniser.family.anatomy(recogniser.model))
+        emit(found.document, as_json=as_json, text=text)
     elif verb == "extract":
         folder = output or Path(f"{Path(model).name}-{str(what).rstrip('%')}")
         card = sizes.extract_size(model, str(what), folder)
@@ -81,7 +86,7 @@ def _show_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         emit({"sizes": rows}, as_json=True, text="")
         return
-    columns = ["size", "M parameters", "MACs of layers", "GMACs in 10 s", "WER", "95 % interval"]
+    columns = ["size", "M params", "MACs", "GMACs", "WER", "95 % interval"]
     on = sorted({row["measured_on"] for row in rows} - {"what was given"})
     columns[4] += f" on {' or '.join(on)}" if on else ""
     fast = "times_real_time" in rows[0]
@@ -90,20 +95,24 @@ def _show_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
         interval = row["wer_interval"]
         cells = [
             row["size"], f"{row['parameters'] / 1e6:.2f}", f"{row['layer_macs_share']:.0%}", f"{row['macs'] / 1e9:.2f}",
-            f"{row['wer']:.2%}", f"{interval[0]:.1%} to {interval[1]:.1%}" if interval else "",
+            f"{row['wer']:.2%}", f"{100 * interval[0]:.1f} to {interval[1]:.1%}" if interval else "",
         ]  # fmt: skip
         drawn.append([*cells, f"{row['times_real_time']:.0f}"] if fast else cells)
-    table("", [*columns, "times real time, one thread"] if fast else columns, drawn)
+    note = "MACs: share of the layers' MACs; GMACs: in 10 s of sound"
+    if fast:
+        columns, note = [*columns, "x real time"], f"{note}; x real time: on one thread"
+    table("", columns, drawn, note=note)
 
 
 def _show_found(rows: list[dict[str, Any]], of: str, *, as_json: bool) -> None:
     if as_json:
         emit({"found": rows}, as_json=True, text="")
         return
-    columns = ["how", f"{of} taken", "MACs of layers", "M parameters", "WER", "subnets tried"]
+    timed = of == "latency"
+    columns = ["how", *(["time for 10 s"] if timed else []), "MACs of layers", "M params", "WER", "tried"]
     drawn = []
     for r in rows:
-        costs = [f"{r['taken']:.4g}", f"{r['share']:.0%}", f"{r['parameters'] / 1e6:.2f}"]
+        costs = [*([f"{r['taken']:.1f} ms"] if timed else []), f"{r['share']:.0%}", f"{r['parameters'] / 1e6:.2f}"]
         drawn.append([r["how"], *costs, f"{r['wer']:.2%}", r["tried"]])
     table("", columns, drawn)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,23 +92,54 @@ def _show_table(entries: Sequence[dict[str, Any]]) -> None:
             entry["method"],
             entry["base"][:12],
             f"{entry['bytes'] / 1e3:.1f}",
-            card.get("speaker", ""),
-            card.get("licence", ""),
+            card.get("speaker") or "",
+            card.get("licence") or "",
             f"{rates[0]:.2%} -> {rates[1]:.2%}" if rates else "",
         ]
         # a name may hold what a terminal, or the table, would take for a command
         rows.append([escape(_printable(str(cell))) for cell in cells])
-    table("", ["name", "method", "base", "kB", "speaker", "licence", "WER"], rows)
+    columns = ["name", "method", "base", "kB", "speaker", "licence", "WER"]
+    again = all(entry["card"].get("speaker") in (None, entry["name"]) for entry in entries)
+    # never the name, which rm and show want
+    spare = dict.fromkeys(["licence", *(["speaker"] if again else []), "base", "kB", "method", "speaker"])
+    table("", columns, rows, spare=list(spare))
     for entry in entries:
         if entry["problem"]:
             print(f"damaged: {_printable(entry['name'])}: {_printable(entry['problem'])}")
 
 
 def _lines(shown: dict[str, Any]) -> str:
-    return "\n".join(
-        f"{key:<10} {_printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}"
-        for key, value in shown.items()
-    )
+    """Of a voice, a line for each thing it says of itself, its card's last."""
+    method = shown["method"] + (f" ({_plain(shown['settings'])})" if shown["settings"] else "")
+    first = {k: v for k, v in shown.items() if k not in ("settings", "card")}
+    first |= {"added": str(shown["added"])[:19].replace("T", " "), "method": method}
+    first |= {"parameters": str(shown["parameters"]), "bytes": f"{shown['bytes'] / 1e3:.1f} kB"}
+    told = [(key, _plain(value)) for key, value in first.items()]
+    card = [(f"  {key}", _plain(value, key)) for key, value in shown["card"].items()]
+    wide = max(len(key) for key, _ in [*told, *card])
+    lines = [*told, ("card", "" if card else "says nothing"), *card]
+    return "\n".join(_printable(f"{key:<{wide}}  {value}".rstrip()) for key, value in lines)
+
+
+def _plain(value: object, key: str = "") -> str:
+    """A value of a card for people: error rates in per cent, other fractions with four digits."""
+    if value is None:
+        return "not stated"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.2%}" if re.fullmatch(r"(.*_)?[wc]er", key) else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_within(v, str(k))}" for k, v in value.items()) or "nothing"
+    if isinstance(value, list | tuple):
+        between = " to " if key.endswith("interval") else ", "
+        return between.join(_within(v, key) for v in value) or "none"
+    return str(value)
+
+
+def _within(value: object, key: str) -> str:
+    nested = isinstance(value, Mapping | list | tuple) and not key.endswith("interval")
+    return f"({_plain(value, key)})" if nested else _plain(value, key)
 
 
 def _added(one: dict[str, Any]) -> str:

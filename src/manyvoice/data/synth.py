@@ -245,7 +245,8 @@ class _Aside:
                 raise UsageError(f"out = {str(out)!r}: holds files that are no corpus; name another or an empty folder")
             if not overwrite:
                 raise UsageError(
-                    f"out = {str(out)!r}: holds a complete corpus; use it, or replace it with overwrite=True"
+                    f"out = {str(out)!r}: holds a complete corpus; use it, or replace it with --overwrite, which in "
+                    "Python is overwrite=True"
                 )
         self._folder = out.parent / f".{out.name}.partial"
 

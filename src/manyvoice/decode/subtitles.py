@@ -62,13 +62,16 @@ class Segment:
     lines: tuple[str, ...]
 
 
-def segments(words: Sequence[Word], options: SubtitleOptions | None = None) -> list[Segment]:
+def segments(
+    words: Sequence[Word], options: SubtitleOptions | None = None, *, length: Seconds | None = None
+) -> list[Segment]:
     """Words gathered into segments, each as long as the options allow, and held long enough to be read.
 
     A segment ends with its last word, or later: ``min_seconds`` after that word's start, or when all its characters
     have been read at ``chars_per_second``. Holding it never takes it past the start of the next segment, nor past
-    ``max_seconds``.
+    ``max_seconds``, nor past ``length``.
 
+    Args: length: of the recording; None if nobody knows.
     Raises: DecodeError if a word ends before it starts, or starts before the one in front of it.
     """
     options = options or SubtitleOptions()
@@ -85,6 +88,7 @@ def segments(words: Sequence[Word], options: SubtitleOptions | None = None) -> l
         end = _held(group, lines, options)
         # Two segments are never on the screen at once, even if their words overlap.
         end = min(end, groups[n + 1][0].start) if n + 1 < len(groups) else end
+        end = end if length is None else max(group[0].start, min(end, length))
         found.append(Segment(start=group[0].start, end=end, lines=lines))
     return found
 

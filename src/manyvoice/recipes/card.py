@@ -23,7 +23,7 @@ from manyvoice.config import RunConfig
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.decode.evaluate import Evaluation, evaluate
 from manyvoice.decode.recogniser import Recogniser
-from manyvoice.errors import ManyvoiceError, ModelError, WorkError
+from manyvoice.errors import ManyvoiceError, ModelError, UsageError, WorkError
 from manyvoice.models.anatomy import parameter_count
 from manyvoice.recipes.prepare import Corpora
 from manyvoice.recipes.watch import Silent, Watcher
@@ -200,10 +200,14 @@ def check_model(
     """Recompute what a model's card claims.
 
     Args: data: manifest of a role (``dev``, ``test``), where it is no longer where the card says.
-    Raises: ModelError if there is no card or the model does not load.
+    Raises: ModelError if there is no card or the model does not load; UsageError for a role without results.
     """
     watcher = watcher or Silent()
     card = read_card(folder)
+    for role, place in (data or {}).items():
+        if role not in card["results"]:
+            known = ", ".join(card["results"]) or "nothing"
+            raise UsageError(f"--data {role}={place}: must name a role that the card has results on, which are {known}")
     recogniser = Recogniser.load(folder)
     fingerprint = recogniser.fingerprint()
     checks = [

@@ -22,7 +22,7 @@ from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import Corpus
 from manyvoice.data.pauses import cut_at_pauses
 from manyvoice.errors import UsageError
-from manyvoice.recipes.space import MASKS, Difference, Learning, Space, plain_losses
+from manyvoice.recipes.space import MASKS, Difference, Learning, Space, plain_losses, worth_of_prediction
 from manyvoice.recipes.transcribe import Recording
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
@@ -333,4 +333,4 @@ def _card(found: Enrolled, wanted: Enrolment) -> dict[str, Any]:
 def _worth(space: Space) -> str:
     predictor = space.generator.predictor
     assert predictor is not None, "there is a prediction"
-    return f"prediction explains {predictor.r2:.0%} of how {predictor.speakers} training speakers left out differ"
+    return worth_of_prediction(predictor.r2, f"{predictor.speakers} training speakers left out")

@@ -61,7 +61,7 @@ def find_sizes(
     test: Corpus | None = None,
     watcher: Watcher | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for the balanced uniform subnet of a budget, the best of ``tries`` drawn at random, and the model's own size.
+    """Rows of a budget: the balanced uniform subnet, the best of ``tries`` drawn at random, and the model's own size.
 
     Statistics are measured on the corpus's sound where the supernet's sizes have their own, and error rates on its
     texts.

@@ -28,16 +28,19 @@ from manyvoice.elastic.narrow import Elastic, Plan
 from manyvoice.elastic.subnet import Subnet, read_subnet, whole, write_subnet
 from manyvoice.errors import ModelError, UsageError, WorkError
 from manyvoice.models import batchnorm
-from manyvoice.models.anatomy import Anatomy
-from manyvoice.models.cost import AUDIO, cost_of
+from manyvoice.models.anatomy import Anatomy, Component, ComponentKind
+from manyvoice.models.cost import AUDIO, by_layer, by_part, cost_of
 from manyvoice.recipes.card import measured, read_card, write_derived_card
 from manyvoice.recipes.prepare import Prepared
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train.sandwich import SupernetPasses
 
 FOLDER = "subnets"
+# In the folder of a size that was extracted.
+SUBNET = "subnet.json"
 # Measured runs of one size.
 _REPEATS = 5
+_UNITS: dict[ComponentKind, str] = {"head": "heads", "ff_chunk": "# chunks"}
 
 
 @final
@@ -168,10 +171,22 @@ def all_sizes(recogniser: Recogniser) -> list[Size]:
     folder = folder_of(recogniser)
     sizes = read_sizes(folder, recogniser)
     if not sizes:
-        raise UsageError(
-            f"{folder} has no sizes: it was not trained as a supernet; add `elastic: {{}}` to its run file"
-        )
+        raise UsageError(_without_sizes(folder))
     return sizes
+
+
+def _without_sizes(folder: Path) -> str:
+    try:
+        said = json.loads((folder / SUBNET).read_text(encoding="utf-8"))
+        supernet, name = str(said["supernet"])[:12], said["name"]
+    except FileNotFoundError:
+        return f"{folder} has no sizes: it was not trained as a supernet; add `elastic: {{}}` to its run file"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{folder / SUBNET}: cannot be read ({error!r}); extract the size again"
+    return (
+        f"{folder} has no sizes: it was extracted from supernet {supernet} as size {name}; the supernet's folder has "
+        "the sizes, so give that one"
+    )
 
 
 def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
@@ -193,7 +208,7 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
         plan = elastic.plan(size.subnet)
         layers = {"original_layers": list(plan.layers), "voices": _for_voices(elastic.anatomy, plan)}
         document = {k: size.document[k] for k in ("costs", "results")}
-        write_subnet(output / "subnet.json", size.subnet, supernet=recogniser.fingerprint(), more=layers | document)
+        write_subnet(output / SUBNET, size.subnet, supernet=recogniser.fingerprint(), more=layers | document)
     except OSError as error:
         raise WorkError(f"{output}: cannot be written ({error}); free space or name another folder") from error
     return write_derived_card(
@@ -279,6 +294,42 @@ def folder_of(recogniser: Recogniser) -> Path:
     return recogniser.folder
 
 
-def describe(size: Size) -> str:
-    """What a size keeps, layer by layer, for people."""
-    return json.dumps(size.subnet.to_json(), indent=1)
+def describe(size: Size, whole_model: Size, anatomy: Anatomy) -> str:
+    """What a size costs, how good it is, and what it keeps of each layer, for people."""
+    costs, most = size.document["costs"], whole_model.document["costs"]
+    layers = size.subnet.layers(anatomy)
+    dropped = [str(i) for i in range(anatomy.depth) if i not in layers]
+    return "\n".join(
+        [
+            f"size {size.subnet.name} of supernet {size.document['supernet'][:12]}",
+            f"parameters: {costs['parameters'] / 1e6:.2f} M, {costs['parameters'] / most['parameters']:.0%} of size "
+            f"{whole_model.subnet.name}'s",
+            f"MACs of layers: {costs['layer_macs'] / most['layer_macs']:.0%} of size {whole_model.subnet.name}'s",
+            f"MACs in {AUDIO:g} s of sound: {costs['macs'] / 1e9:.2f} G, {costs['macs'] / most['macs']:.0%}",
+            *(_measured_on(role, found) for role, found in size.document["results"].items()),
+            f"layers: {len(layers)} of {anatomy.depth} kept; dropped: {', '.join(dropped) or 'none'}",
+            *(_layer(i, components, size.subnet) for i, components in by_layer(anatomy)),
+        ]
+    )
+
+
+def _measured_on(role: str, found: dict[str, Any]) -> str:
+    interval = found.get("wer_interval")
+    around = f" (95 % interval {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
+    return f"on {role}: WER {found['wer']:.2%}{around}, CER {found['cer']:.2%}"
+
+
+def _layer(index: int, components: list[Component], subnet: Subnet) -> str:
+    if not any(c.name in subnet.kept for c in components if c.kind == "layer"):
+        return f"  layer {index}: dropped"
+    parts = []
+    for _, units in by_part(components):
+        # layers.3.ff1.0, or layers.3.conv
+        called = units[0].name.split(".")[2]
+        kept = [c.index for c in units if c.name in subnet.kept]
+        if units[0].kind == "conv":
+            parts.append(f"{called} {'kept' if kept else 'dropped'}")
+            continue
+        which = "" if kept == list(range(len(kept))) else f" (numbers {', '.join(map(str, kept))})"
+        parts.append(f"{_UNITS.get(units[0].kind, called)} {len(kept)} of {len(units)}{which}".replace("#", called))
+    return f"  layer {index}: {', '.join(parts) or 'kept'}"

@@ -49,6 +49,8 @@ FEWEST = 5
 # The predictor is chosen by leaving speakers out; with fewer there is nothing to choose by.
 _SPEAKERS = 4
 _DRAWS = 10_000
+# Of the variance; below it, and below zero, a prediction is worth no more than the mean.
+_EXPLAINS = 0.05
 
 
 @final
@@ -232,6 +234,16 @@ def train_space(
     halfway.remove()
     distributed.stop_group()
     return output / FILE
+
+
+def worth_of_prediction(r2: float, speakers: str) -> str:
+    """What a predictor's r2 means, in a sentence."""
+    if r2 < _EXPLAINS:
+        return (
+            f"prediction explains nothing yet of how {speakers} differ: it is as good as guessing the average voice; "
+            "train the space on more speakers"
+        )
+    return f"prediction explains {r2:.0%} of how {speakers} differ"
 
 
 def read_report(output: Path) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Transcript:
             return self.text + "\n"
         if form == "jsonl":
             return json.dumps(self.as_dict(), ensure_ascii=False) + "\n"
-        return (to_srt if form == "srt" else to_vtt)(segments(self.words))
+        return (to_srt if form == "srt" else to_vtt)(segments(self.words, length=self.seconds))
 
 
 @final
