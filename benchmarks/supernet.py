@@ -6,6 +6,8 @@
     manyvoice bench supernet part=search corpus=commands base=MODEL budgets=0.55,0.3 tries=10
                                                              uniform sizes against the best of random ones, which the
                                                              development part chooses and the test part reports
+    manyvoice bench supernet part=gradients corpus=commands base=MODEL
+                                                             how the others' gradients stand to the largest model's
     manyvoice bench supernet part=speed                      each size of `small` against its share of the MACs
 
 A model alone starts from the subnet of the same random weights that the supernet starts from, sees the same batches in
@@ -25,12 +27,14 @@ import numpy as np
 import torch
 
 from manyvoice.config import make_run
+from manyvoice.data.collate import Collator, LiveFeatures
 from manyvoice.data.join import join_clips
 from manyvoice.data.manifest import open_corpus
 from manyvoice.data.synth import SynthSpec, synthesise_splits
 from manyvoice.decode.compare import COMPARISON_CORPUS, Arm, compare
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
+from manyvoice.elastic.distill import DIVERGENCES, frames_distilled
 from manyvoice.elastic.extract import extract
 from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.sizes import Grid, nested_sizes
@@ -43,6 +47,7 @@ from manyvoice.recipes.prepare import build_recogniser
 from manyvoice.recipes.sizes import load_size, read_sizes, speed_of
 from manyvoice.recipes.train import train
 from manyvoice.train.metrics import read_metrics
+from manyvoice.train.objective import ctc_per_utterance, scores_of
 
 SIZES = [1.0, 0.75, 0.55, 0.4, 0.25]
 # what differs from the whole method, one thing at a time
@@ -88,6 +93,8 @@ def run(bench: Bench) -> None:
         speed(bench)
     elif part == "search":
         search(bench, name)
+    elif part == "gradients":
+        gradients(bench, name)
     elif part == "ablation":
         for arm in bench.option("arms", "|".join(ARMS)).split("|"):
             for lr in bench.option("lrs", "3e-4,6e-4,1.2e-3").split(","):
@@ -99,7 +106,7 @@ def run(bench: Bench) -> None:
             for share in SIZES:
                 alone(bench, name, share, seed, lr)
     elif part != "aims":
-        raise UsageError(f"part={part}: must be sizes, ablation, search, speed, or aims of what is there")
+        raise UsageError(f"part={part}: must be sizes, ablation, search, gradients, speed, or aims of what is there")
     aims(bench)
 
 
@@ -228,6 +235,43 @@ def search(bench: Bench, name: str) -> None:
         found = find_sizes(base, dev, Budget(limit=limit, of="macs"), tries=tries, test=test, watcher=bench.watcher)
         for one in found:
             bench.row(seed=0, kind="search", corpus=name, base=Path(base).parent.name, budget=limit, **one)
+
+
+def gradients(bench: Bench, name: str) -> None:
+    """A row for each size and loss: its gradient's length beside the largest model's CTC, and the cosine of the two."""
+    base = bench.option("base", "")
+    recogniser = Recogniser.load(base)
+    model, blank = recogniser.model, recogniser.family.blank(recogniser.model)
+    rows = open_corpus(corpora(bench, name)[1])
+    corpus = rows.subset(range(0, len(rows), max(1, len(rows) // 64)))
+    tokens = [recogniser.tokenizer.encode(text) for text in corpus.texts()]
+    batch = Collator(corpus, LiveFeatures(corpus, recogniser.log_mel), tokens)(range(len(corpus)))
+    elastic, labels = Elastic(model), batch.token_len_B.sum()
+
+    def gradient() -> torch.Tensor:
+        found = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters()])
+        model.zero_grad(set_to_none=True)
+        return found
+
+    scores = scores_of(model, batch)
+    teacher_BTV, mask_BT = scores.x.detach(), scores.mask_BT()
+    (ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, blank).sum() / labels).backward()
+    first = gradient()
+    for size in read_sizes(Path(base), recogniser)[1:]:
+        for loss in ("labels", *DIVERGENCES):
+            with elastic.at(size.subnet, statistics=size.statistics):
+                scores = scores_of(model, batch)
+                if loss == "labels":
+                    loss_B = ctc_per_utterance(scores, batch.tokens_BU, batch.token_len_B, blank)
+                else:
+                    loss_B = frames_distilled(DIVERGENCES[loss], teacher_BTV, scores.x, mask_BT)
+                (loss_B.sum() / labels).backward()
+            found = gradient()
+            bench.row(
+                seed=0, kind="gradient", corpus=name, base=Path(base).parent.name, size=size.subnet.name, loss=loss,
+                length_to_the_largest=round(float(found.norm() / first.norm()), 3),
+                cosine_with_the_largest=round(float(torch.nn.functional.cosine_similarity(found, first, dim=0)), 3),
+            )  # fmt: skip
 
 
 def speed(bench: Bench) -> None:

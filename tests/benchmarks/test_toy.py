@@ -93,6 +93,9 @@ def test_supernet(data: Path, tmp_path: Path) -> None:
     searched = toy("supernet", tmp_path, "part=search", f"base={base}", "budgets=0.6")["rows"][-2:]
     assert [(row["how"], row["tried"]) for row in searched] == [("uniform", 1), ("random search", 2)]
     assert all(row["share"] <= 0.6 for row in searched)
+    angles = toy("supernet", tmp_path, "part=gradients", f"base={base}")["rows"][-3:]
+    assert [row["loss"] for row in angles] == ["labels", "alpha", "kl"]
+    assert all(-1 <= row["cosine_with_the_largest"] <= 1 and row["length_to_the_largest"] > 0 for row in angles)
 
 
 def test_only_rows_of_the_same_settings_are_compared() -> None:
