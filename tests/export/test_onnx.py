@@ -26,6 +26,7 @@ from manyvoice.recipes.sizes import load_size
 from manyvoice.recipes.train import train
 
 pytest.importorskip("onnx")
+pytestmark = pytest.mark.timeout(400)  # exporting takes a minute where the cores have other work
 
 
 @pytest.fixture(scope="session")

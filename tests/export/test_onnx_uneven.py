@@ -13,6 +13,7 @@ from manyvoice.elastic.subnet import Subnet, whole
 from manyvoice.export.onnx import export_onnx
 
 
+@pytest.mark.timeout(400)  # exporting takes a minute where the cores have other work
 def test_layers_of_different_shapes_give_torchs_answers(base: Recogniser, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     elastic = Elastic(base.model)

@@ -32,6 +32,7 @@ from manyvoice.submodels.method import Edit, Part, make_method
 from manyvoice.submodels.voice import Voice
 
 pytest.importorskip("onnx")
+pytestmark = pytest.mark.timeout(400)  # exporting takes a minute where the cores have other work
 
 MakeVoice = Callable[..., Voice]
 LORA = {"rank": 4, "roles": ("ff1.up", "ff1.down", "attention.value", "attention.out")}
