@@ -90,8 +90,8 @@ def test_supernet(data: Path, tmp_path: Path) -> None:
     again = toy("supernet", tmp_path)
     assert again["rows"] == found["rows"] and again["aims"] == found["aims"]
     base = tmp_path / "runs" / "digits-supernet-0-0.0004" / "model"
-    searched = toy("supernet", tmp_path, "part=search", f"base={base}", "budgets=0.6")["rows"][-2:]
-    assert [(row["how"], row["tried"]) for row in searched] == [("uniform", 1), ("random search", 2)]
+    searched = toy("supernet", tmp_path, "part=search", f"base={base}", "budgets=0.6")["rows"][-3:]
+    assert [(row["how"], row["tried"]) for row in searched] == [("uniform", 1), ("random search", 2), ("size 25", 1)]
     assert all(row["share"] <= 0.6 for row in searched)
     angles = toy("supernet", tmp_path, "part=gradients", f"base={base}")["rows"][-3:]
     assert [row["loss"] for row in angles] == ["labels", "alpha", "kl"]
