@@ -228,7 +228,7 @@ def row(bench: Bench, model: Recogniser, name: str, arm: str, seed: int, lr: flo
 
 
 def search(bench: Bench, name: str) -> None:
-    """Rows for each budget: the balanced uniform subnet, the best of some drawn at random, the size that was trained."""
+    """Rows for each budget: the balanced uniform subnet, the best of some at random, and the size that was trained."""
     base, tries = bench.option("base", ""), 2 if bench.toy else int(bench.option("tries", "10"))
     _, dev, test = (open_corpus(path) for path in corpora(bench, name))
     for limit in map(float, bench.option("budgets", "0.55,0.3").split(",")):
