@@ -17,8 +17,8 @@ from manyvoice.export.flat import VoiceInput
 from manyvoice.export.onnx import Exported
 from manyvoice.models.load import build_model
 from manyvoice.recipes import export as recipe
-from manyvoice.recipes.sizes import Size, write_size
-from manyvoice.recipes.variant import SUBNET, load_variant
+from manyvoice.recipes.sizes import SUBNET, Size, write_size
+from manyvoice.recipes.variant import load_variant
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.voice import Voice

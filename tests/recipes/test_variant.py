@@ -21,9 +21,9 @@ from manyvoice.elastic.narrow import Elastic
 from manyvoice.errors import ModelError, UsageError, VoiceError
 from manyvoice.recipes import personalize as recipe
 from manyvoice.recipes.personalize import Personalisation, personalize
-from manyvoice.recipes.sizes import extract_size, find_size
+from manyvoice.recipes.sizes import SUBNET, extract_size, find_size
 from manyvoice.recipes.speakers import Split
-from manyvoice.recipes.variant import SUBNET, Variant, all_variants, load_variant, owned_by
+from manyvoice.recipes.variant import Variant, all_variants, load_variant, owned_by
 from manyvoice.recipes.voiced import load_voiced, serve_speakers
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.method import make_method

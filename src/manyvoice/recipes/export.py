@@ -17,8 +17,8 @@ from manyvoice.export.merge import merge
 from manyvoice.export.onnx import Exported, export_onnx, onnx_recogniser
 from manyvoice.export.peft import to_peft
 from manyvoice.recipes.card import CARD, measured, read_card, write_derived_card
-from manyvoice.recipes.sizes import alone, find_size, load_size
-from manyvoice.recipes.variant import SUBNET, load_variant
+from manyvoice.recipes.sizes import SUBNET, alone, find_size, load_size
+from manyvoice.recipes.variant import load_variant
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.voice import Voice
 

@@ -19,13 +19,11 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.narrow import Elastic, Slice
 from manyvoice.errors import ModelError
 from manyvoice.models.anatomy import Anatomy, Cost, Site
-from manyvoice.recipes.sizes import Size, all_sizes, alone, find_size
+from manyvoice.recipes.sizes import SUBNET, Size, all_sizes, alone, find_size
 from manyvoice.submodels.bank import Bank, Ran, Slices
 from manyvoice.submodels.voice import Voice
 from manyvoice.train.objective import ctc_per_utterance, scores_of
 from manyvoice.types import Batch, Padded
-
-SUBNET = "subnet.json"
 
 
 @final

@@ -46,7 +46,8 @@ class Halfway:
                 told = file.metadata() or {}
                 if told.get("key") != self.key:
                     return None
-                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(told["words"])  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                return tensors, json.loads(told["words"])
         except (OSError, SafetensorError, ValueError, KeyError):
             return None
 
