@@ -148,3 +148,23 @@ def test_subnets_wait_for_a_teacher_that_says_something(model: Any, batch: Batch
     model.train()
     assert len(list(passes_of(model)(model, batch, 0))) == 1
     assert len(list(passes_of(model, distill="none")(model, batch, 0))) == 3
+
+
+def test_the_front_end_runs_once_for_all_subnets(model: Any, batch: Batch) -> None:
+    ran: list[int] = []
+    inside = model.encoder.subsampling.linear.register_forward_hook(lambda *_: ran.append(1))
+    passes = passes_of(model, distill="none")
+    found = gradients(model, passes, batch)
+    assert len(ran) == 1
+    assert len(passes.sampler.draw(5)) == 3
+    assert float(found["encoder.subsampling.linear.weight"].abs().sum()) > 0
+    inside.remove()
+
+
+def test_the_front_end_is_itself_again_after_a_step_that_stopped_halfway(model: Any, batch: Batch) -> None:
+    model.train()
+    losses = passes_of(model)(model, batch, 5)
+    next(losses)
+    assert "forward" in model.encoder.subsampling.__dict__
+    losses.close()
+    assert "forward" not in model.encoder.subsampling.__dict__

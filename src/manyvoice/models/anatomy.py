@@ -132,6 +132,8 @@ class Anatomy:
         layers: path of the module list that holds the encoder's layers.
         depth, width: number of layers and D.
         front: cost of the front end per *encoder* frame.  head: cost of the output head.
+        front_module: path of the module between the features and the first layer, whose output no subnet changes and
+            which draws no random numbers; empty if there is none.
     """
 
     layers: str
@@ -142,6 +144,7 @@ class Anatomy:
     taps: tuple[Tap, ...]
     front: Cost
     head: Cost
+    front_module: str = ""
 
     def site(self, key: str) -> Site:
         """The site called ``layer.role``; ModelError if there is none."""

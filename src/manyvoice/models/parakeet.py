@@ -205,6 +205,7 @@ class ParakeetCTC(Family):
             taps=tuple(taps),
             front=_front_cost(encoder.subsampling, config),
             head=Cost(_count(head), per_frame=float(head.weight.numel())),
+            front_module="encoder.subsampling",
         )
 
     def resized(self, part: nn.Module, kind: ComponentKind, kept: int) -> Mapping[str, object]:

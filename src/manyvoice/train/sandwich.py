@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from manyvoice.elastic.distill import DIVERGENCES, frames_distilled
+from manyvoice.elastic.front import front_once
 from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.sampling import Drawn
 from manyvoice.elastic.still import held_still, outside
@@ -70,7 +71,13 @@ class SupernetPasses:
         self.blank = elastic.family.blank(elastic.model)
 
     def __call__(self, model: PreTrainedModel, batch: Batch, step: int) -> Generator[Loss, None, None]:
-        """A loss for each subnet of the step."""
+        """A loss for each subnet of the step, and one more that back-propagates the front end, which they share."""
+        with front_once(model, self.elastic.anatomy) as front:
+            yield from self._of_subnets(model, batch, step)
+            if front is not None and (rest := front.rest()) is not None:
+                yield Loss(rest, batch.token_len_B.sum())
+
+    def _of_subnets(self, model: PreTrainedModel, batch: Batch, step: int) -> Generator[Loss, None, None]:
         first, *others = self.sampler.draw(step)
         with self._at(first):
             scores = scores_of(model, batch)
