@@ -149,7 +149,7 @@ def settings(bench: Bench, name: str, output: Path, seed: int, lr: float) -> dic
     return {
         "output": str(output),
         "seed": seed,
-        "corpus": {"train": train, "dev": dev, "licence": "CC-BY-SA-4.0"},
+        "corpus": {"train": train, "dev": dev, "licence": "CC-BY-SA-4.0", "cache": str(bench.work / "features")},
         "tokenizer": {"kind": "words", "size": 2000},
         "model": {"settings": shape | (toy if bench.toy else SHAPES[name])},
         "augment": {"freq_masks": 1, "time_masks": 1},

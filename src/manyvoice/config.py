@@ -32,7 +32,7 @@ class CorpusConfig(_Section):
     Args: train, dev, test: a manifest, a folder, ``hf:name``, or a list of them.  dev_share: where there is no
         ``dev``, this share of the training speakers (of the utterances, where speakers are unknown) is kept for it.
         skip_bad: leave bad rows out, counted and listed.  cache: keep features on disk, or decoded sound where
-        augmentation changes it.
+        augmentation changes it: in the run's folder, or in one that is named here and that runs share.
         licence: of the data, for the model card.
     """
 
@@ -41,7 +41,7 @@ class CorpusConfig(_Section):
     test: Manifests | None = None
     dev_share: Share = 0.1
     skip_bad: bool = False
-    cache: bool = True
+    cache: bool | Annotated[str, Field(min_length=1)] = True
     licence: str | None = None
 
 
@@ -191,6 +191,7 @@ class RunConfig(_Section):
             settings["train"].pop(name)
         for name in ("memory", "fraction"):  # a run may go on where there is less of it
             settings["batch"].pop(name)
+        settings["corpus"]["cache"] = bool(self.corpus.cache)  # not where
         if self.elastic is None:
             settings.pop("elastic")
         return settings

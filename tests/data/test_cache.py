@@ -124,3 +124,18 @@ def test_a_place_that_cannot_be_written_is_a_corpus_error(tmp_path: Path) -> Non
     for folder in (tmp_path / "file", tmp_path / "file/sub"):
         with pytest.raises(CorpusError, match="the cache cannot be written"):
             RaggedCache.build(folder, "k", rows([3]), np.int16)
+
+
+def test_what_another_run_made_meanwhile_stays(tmp_path: Path) -> None:
+    def slow() -> Iterator[NDArray[Any]]:
+        yield rows([4])[0]
+        RaggedCache.build(tmp_path / "c", "k", rows([4]), np.int16)
+
+    assert np.array_equal(RaggedCache.build(tmp_path / "c", "k", slow(), np.int16)[0], rows([4])[0])
+
+    def other() -> Iterator[NDArray[Any]]:
+        yield rows([4])[0]
+        RaggedCache.build(tmp_path / "d", "other", rows([5]), np.int16)
+
+    with pytest.raises(CorpusError, match="cannot be written"):
+        RaggedCache.build(tmp_path / "d", "k", other(), np.int16)

@@ -84,6 +84,23 @@ def test_bf16_follows_fp32_in_one_process(configure: Made, plain: Path, tmp_path
     assert {t.dtype for t in weights(tmp_path / "run" / "model").values()} <= {torch.float32, torch.int64}
 
 
+def test_runs_on_the_same_speech_share_a_cache(configure: Made, plain: Path, tmp_path: Path) -> None:
+    def kept() -> dict[str, int]:
+        return {str(p): p.stat().st_mtime_ns for p in (tmp_path / "features").rglob("*") if p.is_file()}
+
+    train(configure(tmp_path / "one", corpus__cache=tmp_path / "features"))
+    made = kept()
+    assert len(made) == 4, "data and index of two parts"
+    train(configure(tmp_path / "two", corpus__cache=tmp_path / "features", seed=1, corpus__dev_share=0.5))
+    train(configure(tmp_path / "three", corpus__cache=tmp_path / "features"))
+    assert {name: kept()[name] for name in made} == made
+    assert len(kept()) == 8, "other rows are another cache"
+    assert not (tmp_path / "one" / "cache").exists()
+    assert losses(tmp_path / "three") == losses(tmp_path / "one") == losses(plain)
+    fingerprints = {configure(tmp_path / "x", corpus__cache=c).fingerprint() for c in ("true", tmp_path, "other")}
+    assert len(fingerprints) == 1
+
+
 def test_activation_checkpointing_changes_no_loss(configure: Made, tmp_path: Path) -> None:
     dropout = {"model__settings__dropout": 0.1, "model__settings__activation_dropout": 0.1}
     for name, on in (("without", False), ("with", True)):

@@ -97,6 +97,8 @@ class RaggedCache:
     ) -> RaggedCache:
         """Write all rows aside, then move the folder to its place: it is complete or not there.
 
+        If others made the same in the meantime, theirs stays.
+
         Args: rows: each T (width 0) or T F (width F), of ``dtype`` or a float type that fits.
         Raises: CorpusError if the folder holds something, or a row has another shape or type or is not finite.
         """
@@ -116,7 +118,11 @@ class RaggedCache:
             size = sum(lengths) * max(1, width) * kind.itemsize
             _write_index(aside / _INDEX, {**index, "data_size": size, "data_sha256": digest})
             aside.chmod(0o755)  # temporary folders are born private
-            os.rename(aside, folder)
+            try:
+                os.rename(aside, folder)
+            except OSError:
+                if not cls.exists(folder, key):  # else another run has made the same meanwhile
+                    raise
         except OSError as error:
             raise CorpusError(f"{folder}: the cache cannot be written: {error}; check the folder and space") from error
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import final
 
@@ -131,20 +132,36 @@ def augment_of(config: AugmentConfig) -> Augment:
 def features_of(
     corpus: Corpus, log_mel: LogMel, cache: Path | None, watcher: Watcher, name: str, augment: Augment, seed: int
 ) -> Features:
-    """Cached features where there is a place for them; cached samples where augmentation changes the audio."""
+    """Cached features where there is a place for them; cached samples where augmentation changes the audio.
+
+    Args: cache: the folder of the features; samples lie beside it, in one that ends in ``-audio``.
+    """
     if cache is None:
         return LiveFeatures(corpus, log_mel, augment, seed)
     if augment.changes_audio:
         samples = decoded(
             corpus,
             log_mel.rate,
-            cache / f"{name}-audio",
+            cache.with_name(f"{cache.name}-audio"),
             lambda done, total: watcher.progress(f"decoding {name}", done, total),
         )
         return LiveFeatures(corpus, log_mel, augment, seed, samples)
     return CachedFeatures.build(
-        corpus, log_mel, cache / name, lambda done, total: watcher.progress(f"features of {name}", done, total)
+        corpus, log_mel, cache, lambda done, total: watcher.progress(f"features of {name}", done, total)
     )
+
+
+def _cache_of(run: RunConfig, log_mel: LogMel) -> Callable[[Corpus, str], Path | None]:
+    """Where a corpus's cache lies: by its name in the run's folder, by what is in it in a folder that runs share."""
+    cache = run.corpus.cache
+
+    def place(corpus: Corpus, name: str) -> Path | None:
+        if isinstance(cache, bool):
+            return Path(run.output) / "cache" / name if cache else None
+        key = sha256(f"{corpus.fingerprint} {log_mel.settings()}".encode()).hexdigest()
+        return Path(cache) / key[:16]
+
+    return place
 
 
 def prepare(
@@ -172,10 +189,10 @@ def prepare(
     accept(plan)
     if keep and sizes is not None:
         batching.write_plan(Path(run.output) / "plan.json", plan, sizes)
-    cache = Path(run.output) / "cache" if run.corpus.cache else None
     augment = augment_of(run.augment)
-    features = features_of(train, recogniser.log_mel, cache, watcher, "train", augment, run.seed)
-    dev_features = features_of(dev, recogniser.log_mel, cache, watcher, "dev", Augment(), run.seed)
+    place = _cache_of(run, recogniser.log_mel)
+    features = features_of(train, recogniser.log_mel, place(train, "train"), watcher, "train", augment, run.seed)
+    dev_features = features_of(dev, recogniser.log_mel, place(dev, "dev"), watcher, "dev", Augment(), run.seed)
     collator = Collator(train, features, tokens, augment=augment, seed=run.seed)
     return Prepared(Corpora(train, dev, corpora.test), recogniser, plan, collator, dev_features)
 
