@@ -174,6 +174,12 @@ def test_remove(place: Path, manyvoice: Command) -> None:
     assert document(manyvoice("voices", place, "--json"))["voices"] == []
 
 
+def test_the_verb_before_the_store_is_put_right(place: Path, manyvoice: Command) -> None:
+    done = manyvoice("voices", "show", place)
+    assert done.returncode == 2
+    assert f"comes first: manyvoice voices {place} show" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize(
     "words,message",
     [

@@ -147,3 +147,14 @@ def settings_of(given: list[str]) -> dict[str, Any]:
             raise UsageError(f"--set {one}: must look like rank=8")
         found[name] = yaml.safe_load(value)
     return found
+
+
+def check_verb(command: str, place: str, verb: str, verbs: Sequence[str] | Mapping[str, object]) -> None:
+    """UsageError unless the verb is one of the command's; it says so where verb and place are the wrong way round."""
+    if verb in verbs:
+        return
+    if place in verbs:
+        raise UsageError(f"{command} {place} {verb}: what it works on comes first: manyvoice {command} {verb} {place}")
+    raise UsageError(
+        f"{command} {verb}: must be {', '.join(verbs)}; for example: manyvoice {command} {place} {next(iter(verbs))}"
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from manyvoice.cli.console import Terminal, emit, table
+from manyvoice.cli.console import Terminal, check_verb, emit, table
 from manyvoice.errors import UsageError
 
 Model = Annotated[str, typer.Argument(help="Model folder of a supernet.")]
@@ -37,8 +37,7 @@ def subnets(
     from manyvoice.recipes import sizes
     from manyvoice.recipes.find import KINDS, Budget, find_sizes
 
-    if verb not in _DOES:
-        raise UsageError(f"subnets {verb}: must be {', '.join(_DOES)}; for example: manyvoice subnets {model} ls")
+    check_verb("subnets", model, verb, _DOES)
     if verb == "find":
         if of not in KINDS:
             kinds = ", ".join(KINDS)

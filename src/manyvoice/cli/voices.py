@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from manyvoice.cli.console import emit, table
+from manyvoice.cli.console import check_verb, emit, table
 from manyvoice.errors import UsageError
 
 _DOES = {"ls": (0, 0), "show": (1, 1), "add": (1, 1), "rm": (1, None), "export": (1, 1), "import": (1, None),
@@ -67,8 +67,7 @@ def voices(
 
 
 def _checked(store: str, verb: str, words: list[str], *, name: str | None, output: Path | None) -> list[str]:
-    if verb not in _DOES:
-        raise UsageError(f"voices {verb}: must be {', '.join(_DOES)}; for example: manyvoice voices {store} ls")
+    check_verb("voices", store, verb, _DOES)
     least, most = _DOES[verb]
     if len(words) < least or (most is not None and len(words) > most):
         wants = _WANTS.get(verb, "nothing more")
