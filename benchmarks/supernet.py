@@ -8,6 +8,7 @@
                                                              development part chooses and the test part reports
     manyvoice bench supernet part=gradients corpus=commands base=MODEL
                                                              how the others' gradients stand to the largest model's
+    manyvoice bench supernet part=time corpus=commands       what a step of each arm takes, in turn on an idle machine
     manyvoice bench supernet part=speed                      each size of `small` against its share of the MACs
 
 A model alone starts from the subnet of the same random weights that the supernet starts from, sees the same batches in
@@ -18,6 +19,8 @@ are there are not made again: the same command goes on.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +74,8 @@ SHAPES: dict[str, dict[str, int]] = {
 SCALED = 100.0  # ScaledAdam's rates are relative to a tensor's size: about so many times AdamW's
 VOICES, UTTERANCES = 60, 42_000  # 20.5 hours to train on, 0.7 to choose by, 3.2 to report
 COST, FASTER = 2.0, 2.5
+TIMED = 900  # utterances of a timed run: about 55 steps of 30 seconds of commands
+ARMS_FOLDER = re.compile(r",? +")
 # A rate of the encoder that follows a width in a supernet, and that width.
 DROPOUTS = {"activation_dropout": "intermediate_size", "attention_dropout": "num_attention_heads"}
 # rows of the supernet, rows of models alone, and the seeds of both
@@ -94,6 +99,8 @@ def run(bench: Bench) -> None:
         speed(bench)
     elif part == "search":
         search(bench, name)
+    elif part == "time":
+        timing(bench, name)
     elif part == "gradients":
         gradients(bench, name)
     elif part == "ablation":
@@ -107,7 +114,7 @@ def run(bench: Bench) -> None:
             for share in SIZES:
                 alone(bench, name, share, seed, lr)
     elif part != "aims":
-        raise UsageError(f"part={part}: must be sizes, ablation, search, gradients, speed, or aims of what is there")
+        raise UsageError(f"part={part}: must be sizes, ablation, search, gradients, time, speed, or aims of what is there")
     aims(bench)
 
 
@@ -165,12 +172,8 @@ def supernet(bench: Bench, name: str, arm: str, seed: int, lr: float) -> None:
     sizes = SIZES[::4] if bench.toy else SIZES
     if len(bench.find(**same)) == len(sizes):
         return
-    output = bench.work / "runs" / f"{name}-{arm.replace(',', '').replace(' ', '-')}-{seed}-{lr:g}"
-    made = settings(bench, name, output, seed, lr)
-    made["elastic"] = {"sizes": sizes} | ARMS[arm].get("elastic", {})
-    made["optimizer"] |= ARMS[arm].get("optimizer", {})
-    if made["optimizer"].get("name") == "scaledadam":
-        made["optimizer"]["lr"] = lr * SCALED
+    output = bench.work / "runs" / f"{name}-{ARMS_FOLDER.sub('-', arm)}-{seed}-{lr:g}"
+    made = elastic_settings(bench, name, arm, output, seed, lr)
     model = train(make_run(made), watcher=bench.watcher, command=f"manyvoice bench supernet corpus={name}")
     for size in read_sizes(model, Recogniser.load(model)):
         if bench.find(**same, size=size.subnet.name):
@@ -178,6 +181,16 @@ def supernet(bench: Bench, name: str, arm: str, seed: int, lr: float) -> None:
         row(bench, load_size(model, size.subnet.name), name, arm, seed, lr, size=size.subnet.name,
             layer_macs=size.document["costs"]["layer_macs"], train_seconds=seconds_of(output),
             dev_wer=size.document["results"]["dev"]["wer"])  # fmt: skip
+
+
+def elastic_settings(bench: Bench, name: str, arm: str, output: Path, seed: int, lr: float) -> dict[str, Any]:
+    """The run of one arm of the supernet."""
+    made = settings(bench, name, output, seed, lr)
+    made["elastic"] = {"sizes": SIZES[::4] if bench.toy else SIZES} | ARMS[arm].get("elastic", {})
+    made["optimizer"] |= ARMS[arm].get("optimizer", {})
+    if made["optimizer"].get("name") == "scaledadam":
+        made["optimizer"]["lr"] = lr * SCALED
+    return made
 
 
 def alone(bench: Bench, name: str, share: float, seed: int, lr: float) -> None:
@@ -188,6 +201,17 @@ def alone(bench: Bench, name: str, share: float, seed: int, lr: float) -> None:
     if bench.find(kind="size", corpus=name, arm="alone", size=size, seed=seed, lr=lr, **budget(bench)):
         return
     output = bench.work / "runs" / f"{name}-alone-{size}-{seed}-{lr:g}"
+    made, layer_macs = alone_settings(bench, name, size, output, seed, lr)
+    model = train(make_run(made), watcher=bench.watcher, command=f"manyvoice bench supernet corpus={name}")
+    row(bench, Recogniser.load(model), name, "alone", seed, lr, size=size,
+        layer_macs=layer_macs, train_seconds=seconds_of(output),
+        dev_wer=min(line["dev_wer"] for line in read_metrics(output) if "dev_wer" in line))  # fmt: skip
+
+
+def alone_settings(
+    bench: Bench, name: str, size: str, output: Path, seed: int, lr: float
+) -> tuple[dict[str, Any], float]:
+    """The run of a model of that size by itself, from the subnet that the supernet begins with; MACs of its layers."""
     made = settings(bench, name, output, seed, lr)
     start = output.with_name(f"{output.name}-start")
     config = make_run(made)
@@ -201,10 +225,36 @@ def alone(bench: Bench, name: str, share: float, seed: int, lr: float) -> None:
         setattr(small.config.encoder_config, rate, kept * getattr(small.config.encoder_config, rate))
     Recogniser(small, whole.family, whole.tokenizer, whole.log_mel).save(start)
     made["model"] = {"base": str(start), "freeze_batchnorm": False}
-    model = train(make_run(made), watcher=bench.watcher, command=f"manyvoice bench supernet corpus={name}")
-    row(bench, Recogniser.load(model), name, "alone", seed, lr, size=size,
-        layer_macs=grid.costs(subnet).layer_macs, train_seconds=seconds_of(output),
-        dev_wer=min(line["dev_wer"] for line in read_metrics(output) if "dev_wer" in line))  # fmt: skip
+    return made, grid.costs(subnet).layer_macs
+
+
+def timing(bench: Bench, name: str) -> None:
+    """Rows of the median time of a step, the arms in turn on the same batches: an idle machine is wanted."""
+    lr, few = float(bench.option("lr", "4e-4")), {}
+    for part, count in zip(("train", "dev"), (12, 4) if bench.toy else (TIMED, 20), strict=True):
+        whole = Path(corpora(bench, name)[("train", "dev").index(part)])
+        few[part] = whole.with_name("few.jsonl")
+        lines = whole.read_text(encoding="utf-8").splitlines(keepends=True)
+        few[part].write_text("".join(lines[:count]), encoding="utf-8")
+    arms = bench.option("arms", "supernet").split("|")
+    shares = SIZES[::4] if bench.toy else SIZES
+    for turn in range(1 if bench.toy else int(bench.option("turns", "3"))):
+        for what in (*arms, *(f"{100 * share:.0f}" for share in shares)):
+            output = bench.work / "timed" / f"{name}-{ARMS_FOLDER.sub('-', what)}-{turn}"
+            shutil.rmtree(output, ignore_errors=True)
+            if what in arms:
+                made = elastic_settings(bench, name, what, output, turn, lr)
+            else:
+                made, _ = alone_settings(bench, name, what, output, turn, lr)
+            made["corpus"] |= {part: str(path) for part, path in few.items()}
+            made["batch"]["updates"], made["train"]["epochs"] = 1, 1
+            train(make_run(made), watcher=bench.watcher)
+            steps = [line["seconds"] for line in read_metrics(output)]
+            bench.row(
+                seed=turn, kind="time", corpus=name, arm=what if what in arms else "alone", steps=len(steps),
+                size="all" if what in arms else what, batch_seconds=budget(bench)["batch_seconds"],
+                seconds_per_step=round(float(np.median(steps[len(steps) // 5 :])), 5),
+            )  # fmt: skip
 
 
 def budget(bench: Bench) -> dict[str, Any]:
@@ -338,7 +388,7 @@ def aims(bench: Bench) -> None:
             Aim(name=f"{name}: sizes not inferior to a model trained alone", sense="equal", limit=len(SIZES),
                 unit="sizes", measured=float(held),
                 why=why + "; ".join(f"{s} (seeds: {seeds[s]}): {v.sentence()}" for s, v in verdicts.items())),
-            _time(name, pairs),
+            _time(bench, name, pairs),
         ]  # fmt: skip
         if not bench.toy:
             picture = {a: [(r["layer_macs"] / pairs["100"][0][0]["layer_macs"], r["wer"], r["wer_interval"])
@@ -354,14 +404,25 @@ def aims(bench: Bench) -> None:
         )  # fmt: skip
 
 
-def _time(name: str, pairs: dict[str, Pair]) -> Aim:
-    """Of all sizes by one run, in runs of the largest alone; by seeds that have all there is to compare."""
-    spent = sum(r["train_seconds"] for r in pairs["100"][0]) / sum(r["train_seconds"] for r in pairs["100"][1])
+def _time(bench: Bench, name: str, pairs: dict[str, Pair]) -> Aim:
+    """Of all sizes by one run, in runs of the largest alone with as many steps.
+
+    Steps that were timed in turn say it; without them the runs, which may have shared their machine, of seeds that
+    have all there is to compare.
+    """
+    timed = [r for r in bench.find(kind="time", corpus=name) if r["arm"] in ("supernet", "alone")]
+    step = {s: [r["seconds_per_step"] for r in timed if r["size"] == s] for s in dict.fromkeys(r["size"] for r in timed)}
     whole = [s for s in pairs["100"][2] if len(pairs) == len(SIZES) and all(s in found[2] for found in pairs.values())]
-    why = "not all sizes have been trained alone"
-    if whole:
-        took = {size: sum(r["train_seconds"] for r in found[1] if r["seed"] in whole) for size, found in pairs.items()}
-        why = f"the five alone took {sum(took.values()) / took['100']:.2f}"
+    if "all" in step and "100" in step:
+        took = {size: float(np.median(seconds)) for size, seconds in step.items()}
+        spent = took.pop("all") / took["100"]
+        why = f"median steps, timed in turn; the {len(took)} alone take {sum(took.values()) / took['100']:.2f}"
+    else:
+        spent = sum(r["train_seconds"] for r in pairs["100"][0]) / sum(r["train_seconds"] for r in pairs["100"][1])
+        why = "not all sizes have been trained alone"
+        if whole:
+            took = {z: sum(r["train_seconds"] for r in found[1] if r["seed"] in whole) for z, found in pairs.items()}
+            why = f"the five alone took {sum(took.values()) / took['100']:.2f}"
     return Aim(
         name=f"{name}: training time of all sizes", sense="at most", limit=COST, unit="largest-model runs",
         measured=round(spent, 3), why=why,

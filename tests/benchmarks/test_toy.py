@@ -89,6 +89,12 @@ def test_supernet(data: Path, tmp_path: Path) -> None:
     assert time["why"] == "not all sizes have been trained alone"
     again = toy("supernet", tmp_path)
     assert again["rows"] == found["rows"] and again["aims"] == found["aims"]
+    timed = toy("supernet", tmp_path, "part=time")
+    assert [(row["arm"], row["size"]) for row in timed["rows"][-3:]] == [
+        ("supernet", "all"), ("alone", "100"), ("alone", "25")]  # fmt: skip
+    largest, took = timed["rows"][-2]["seconds_per_step"], timed["rows"][-3]["seconds_per_step"]
+    assert timed["aims"][1]["measured"] == pytest.approx(took / largest, abs=1e-3)
+    assert timed["aims"][1]["why"].startswith("median steps, timed in turn; the 2 alone take ")
     base = tmp_path / "runs" / "digits-supernet-0-0.0004" / "model"
     searched = toy("supernet", tmp_path, "part=search", f"base={base}", "budgets=0.6")["rows"][-3:]
     assert [(row["how"], row["tried"]) for row in searched] == [("uniform", 1), ("random search", 2), ("size 25", 1)]
