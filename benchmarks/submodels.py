@@ -526,3 +526,14 @@ def aims(bench: Bench) -> None:
                 why=f"{each['speakers']} speakers, {each['wer_after']:.2%} in a job each; the base "
                     f"{each['wer_before']:.1%}")
         )  # fmt: skip
+    across = {r["size"]: r for r in bench.find(kind="sizes", on="report", arm="across sizes")}
+    if across:
+        worst = max(across.values(), key=lambda r: r["against_alone_interval"][1])
+        kept = ", ".join(f"{size}: {r['survives']:.0%}" for size, r in across.items())
+        bench.aims.append(
+            Aim(name="people: WER of voices trained across sizes, not above voices of that size alone: the largest "
+                     "upper bound of all sizes", sense="at most", limit=BANK, unit="relative",
+                measured=worst["against_alone_interval"][1],
+                why=f"{worst['speakers']} atypical speakers, {worst['words']} words; of the gain of voices of that "
+                    f"size alone there survive {kept}")
+        )  # fmt: skip
