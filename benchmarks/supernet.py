@@ -114,7 +114,8 @@ def run(bench: Bench) -> None:
             for share in SIZES:
                 alone(bench, name, share, seed, lr)
     elif part != "aims":
-        raise UsageError(f"part={part}: must be sizes, ablation, search, gradients, time, speed, or aims of what is there")
+        known = "sizes, ablation, search, gradients, time, speed, or aims of what is there"
+        raise UsageError(f"part={part}: must be {known}")
     aims(bench)
 
 
@@ -411,7 +412,9 @@ def _time(bench: Bench, name: str, pairs: dict[str, Pair]) -> Aim:
     have all there is to compare.
     """
     timed = [r for r in bench.find(kind="time", corpus=name) if r["arm"] in ("supernet", "alone")]
-    step = {s: [r["seconds_per_step"] for r in timed if r["size"] == s] for s in dict.fromkeys(r["size"] for r in timed)}
+    step: dict[str, list[float]] = {}
+    for r in timed:
+        step.setdefault(r["size"], []).append(r["seconds_per_step"])
     whole = [s for s in pairs["100"][2] if len(pairs) == len(SIZES) and all(s in found[2] for found in pairs.values())]
     if "all" in step and "100" in step:
         took = {size: float(np.median(seconds)) for size, seconds in step.items()}
