@@ -33,6 +33,9 @@ from manyvoice.train.schedule import Schedule, apply
 from manyvoice.types import Batch
 
 
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+
+
 @dataclass
 class Place:
     """Where a run is: updates made, the epoch, and the next step of that epoch.
@@ -98,6 +101,7 @@ class PlainStep:
         self.clip = None if isinstance(optimizer, ScaledAdam) else clip
         self.limits = limits or Limits()
         self._names: list[str] | None = None
+        self._parameters = list(model.parameters())
 
     def __call__(self, micro: Sequence[Batch], place: Place) -> dict[str, float]:
         """Update the model. WorkError names the utterances if the loss is not finite."""
@@ -110,7 +114,7 @@ class PlainStep:
             self._names = same_names(self.accelerator, sums)
         local = torch.tensor([sums.get(n, 0.0) for n in self._names], dtype=torch.float64)
         sums = dict(zip(self._names, summed(self.accelerator, local).tolist(), strict=True))
-        exchange_gradients(self.accelerator, self.model.parameters())
+        exchange_gradients(self.accelerator, self._parameters)
         weight = max(sums["weight"], 1.0)
         norm = self._finish_gradient(1.0 / weight)
         if not math.isfinite(norm):
@@ -173,15 +177,13 @@ class PlainStep:
             return next(losses, None)
 
     def _finish_gradient(self, scale: float) -> float:
-        """From sums to means, then clip to ``clip``; returns the norm before that."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        """From sums to means, clipped to ``clip``, in one multiplication; returns the norm of the means."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         if not gradients:
             return 0.0
-        torch._foreach_mul_(gradients, scale)
-        norm = nn.utils.get_total_norm(gradients)
-        if self.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
-        return float(norm)
+        norm = float(nn.utils.get_total_norm(gradients)) * scale
+        torch._foreach_mul_(gradients, scale if self.clip is None else scale * min(1.0, self.clip / (norm + CLIP_EPS)))
+        return norm
 
 
 def _not_finite(what: str, value: float, place: Place, ids: Sequence[str]) -> WorkError:
