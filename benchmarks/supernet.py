@@ -1,8 +1,9 @@
 """One supernet run against models of the same sizes trained alone with the same updates.
 
     manyvoice bench supernet corpus=commands seeds=0,1,2     20 hours of synthetic commands, about 1,000 words
+    manyvoice bench supernet corpus=commands alone=none      the supernet only; alone=100,25 only these two alone
     manyvoice bench supernet corpus=digits                   real digit strings, one seed
-    manyvoice bench supernet corpus=digits part=ablation lrs=3e-4,6e-4,1.2e-3 "arms=no distillation|KL"
+    manyvoice bench supernet corpus=digits part=ablation lrs=0.01,0.02,0.04 "arms=no distillation|KL"
     manyvoice bench supernet part=search corpus=commands base=MODEL budgets=0.55,0.3 tries=10
                                                              uniform sizes against the best of random ones, which the
                                                              development part chooses and the test part reports
@@ -59,7 +60,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "no distillation": {"elastic": {"distill": "none"}},
     "KL": {"elastic": {"distill": "kl"}},
     "fixed dropout": {"elastic": {"dropout": False}},
-    "ScaledAdam and Eden": {"optimizer": {"name": "scaledadam", "schedule": "eden"}},
+    "AdamW": {"optimizer": {"name": "adamw"}},
+    "Eden": {"optimizer": {"schedule": "eden"}},
     "no sandwich": {"elastic": {"sandwich": False, "distill": "none"}},
     "AlphaNet's three others": {"elastic": {"others": 3}},
     "others at 0.3": {"elastic": {"weight": 0.3}},
@@ -71,7 +73,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "digits": {},
     "commands": {"hidden_size": 96, "intermediate_size": 384, "subsampling_factor": 8, "subsampling_conv_channels": 16},
 }
-SCALED = 100.0  # ScaledAdam's rates are relative to a tensor's size: about so many times AdamW's
+SCALED = 25.0  # ScaledAdam's rates are relative to a tensor's size: about so many times AdamW's
 VOICES, UTTERANCES = 60, 42_000  # 20.5 hours to train on, 0.7 to choose by, 3.2 to report
 COST, FASTER = 2.0, 2.5
 TIMED = 900  # utterances of a timed run: about 55 steps of 30 seconds of commands
@@ -105,18 +107,26 @@ def run(bench: Bench) -> None:
         gradients(bench, name)
     elif part == "ablation":
         for arm in bench.option("arms", "|".join(ARMS)).split("|"):
-            for lr in bench.option("lrs", "3e-4,6e-4,1.2e-3").split(","):
+            for lr in bench.option("lrs", "0.01,0.02,0.04").split(","):
                 supernet(bench, name, arm, 0, float(lr))
     elif part == "sizes":
-        lr = float(bench.option("lr", "4e-4"))
+        lr = float(bench.option("lr", "0.02"))
         for seed in map(int, bench.option("seeds", "0").split(",")):
-            supernet(bench, name, "supernet", seed, lr)
-            for share in SIZES:
+            if bench.option("alone", "all") in ("all", "none"):
+                supernet(bench, name, "supernet", seed, lr)
+            for share in shares_alone(bench):
                 alone(bench, name, share, seed, lr)
     elif part != "aims":
         known = "sizes, ablation, search, gradients, time, speed, or aims of what is there"
         raise UsageError(f"part={part}: must be {known}")
     aims(bench)
+
+
+def shares_alone(bench: Bench) -> list[float]:
+    """Which sizes are trained alone: all, none, or some, without the supernet, so that processes can share the work."""
+    asked = bench.option("alone", "all")
+    every = SIZES[::4] if bench.toy else SIZES
+    return every if asked == "all" else [s for s in every if f"{100 * s:.0f}" in asked.split(",")]
 
 
 def corpora(bench: Bench, name: str) -> tuple[str, str, str]:
@@ -162,7 +172,7 @@ def settings(bench: Bench, name: str, output: Path, seed: int, lr: float) -> dic
         "model": {"settings": shape | (toy if bench.toy else SHAPES[name])},
         "augment": {"freq_masks": 1, "time_masks": 1},
         "batch": {"seconds": budget(bench)["batch_seconds"]},
-        "optimizer": {"lr": lr, "warmup": 0.2},
+        "optimizer": {"name": budget(bench)["optimizer"], "lr": lr, "warmup": 0.2},
         "train": {"epochs": budget(bench)["epochs"], "threads": 1},
     }
 
@@ -189,15 +199,13 @@ def elastic_settings(bench: Bench, name: str, arm: str, output: Path, seed: int,
     made = settings(bench, name, output, seed, lr)
     made["elastic"] = {"sizes": SIZES[::4] if bench.toy else SIZES} | ARMS[arm].get("elastic", {})
     made["optimizer"] |= ARMS[arm].get("optimizer", {})
-    if made["optimizer"].get("name") == "scaledadam":
-        made["optimizer"]["lr"] = lr * SCALED
+    if made["optimizer"]["name"] != budget(bench)["optimizer"]:
+        made["optimizer"]["lr"] = lr / SCALED
     return made
 
 
 def alone(bench: Bench, name: str, share: float, seed: int, lr: float) -> None:
     """One row: a model of that size trained by itself."""
-    if bench.toy and share not in SIZES[::4]:
-        return
     size = f"{100 * share:.0f}"
     if bench.find(kind="size", corpus=name, arm="alone", size=size, seed=seed, lr=lr, **budget(bench)):
         return
@@ -231,7 +239,7 @@ def alone_settings(
 
 def timing(bench: Bench, name: str) -> None:
     """Rows of the median time of a step, the arms in turn on the same batches: an idle machine is wanted."""
-    lr, few = float(bench.option("lr", "4e-4")), {}
+    lr, few = float(bench.option("lr", "0.02")), {}
     for part, count in zip(("train", "dev"), (12, 4) if bench.toy else (TIMED, 20), strict=True):
         whole = Path(corpora(bench, name)[("train", "dev").index(part)])
         few[part] = whole.with_name("few.jsonl")
@@ -261,7 +269,8 @@ def timing(bench: Bench, name: str) -> None:
 def budget(bench: Bench) -> dict[str, Any]:
     """What two arms must share to be compared."""
     return {"epochs": 1 if bench.toy else int(bench.option("epochs", "4")),
-            "batch_seconds": float(bench.option("seconds", "40"))}  # fmt: skip
+            "batch_seconds": float(bench.option("seconds", "40")),
+            "optimizer": bench.option("optimizer", "scaledadam")}  # fmt: skip
 
 
 def seconds_of(output: Path) -> float:
@@ -439,7 +448,7 @@ def _pairs(rows: list[dict[str, Any]]) -> dict[str, Pair]:
     """
 
     def shared(r: dict[str, Any]) -> tuple[Any, ...]:
-        return r["lr"], r["epochs"], r.get("batch_seconds")
+        return r["lr"], r["epochs"], r.get("batch_seconds"), r.get("optimizer")
 
     def paired(settings: tuple[Any, ...]) -> dict[str, Pair]:
         found = {}
