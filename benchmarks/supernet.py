@@ -67,6 +67,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "others at 0.3": {"elastic": {"weight": 0.3}},
     "no distillation, others at 0.5": {"elastic": {"distill": "none", "weight": 0.5}},
     "no distillation, two sizes at 0.5": {"elastic": {"distill": "none", "weight": 0.5, "others": 2, "named": 1.0}},
+    "no distillation, two sizes": {"elastic": {"distill": "none", "others": 2, "named": 1.0}},
 }
 # Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
 SHAPES: dict[str, dict[str, int]] = {
