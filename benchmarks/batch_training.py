@@ -129,7 +129,7 @@ def settings(bench: Bench, seed: int, output: Path, batch: dict[str, Any], base:
         "model": {"settings": shape} if base is None else {"base": str(base), "freeze_batchnorm": False},
         "augment": {"freq_masks": 0, "time_masks": 0},
         "batch": {"memory": memory(bench), **batch},
-        "optimizer": {"lr": 6e-4, "warmup": 0.2},
+        "optimizer": {"name": "adamw", "lr": 6e-4, "warmup": 0.2},
         "train": {"epochs": 1 if bench.toy else int(bench.option("epochs", "5")), "threads": 1},
     }
 

@@ -2,8 +2,8 @@
 
     manyvoice bench sentences arms=real epochs=40
     manyvoice bench sentences arms=synthetic,both epochs=6
-    manyvoice bench sentences arms=both-sp128 epochs=4 lr=8e-4 seconds=40
-    manyvoice bench sentences arms=real-sp128 from=both-sp128 epochs=12 lr=4e-4 seconds=40
+    manyvoice bench sentences arms=both-characters epochs=2 seconds=30
+    manyvoice bench sentences arms=real-characters from=both-characters epochs=12 seconds=30
                                                    goes on from the arm before, on the real speech alone
     manyvoice bench sentences report=real-sp128-from-both-sp128
                                                    the one look at the reporting speakers, by the chosen arm
@@ -27,6 +27,7 @@ from manyvoice.decode.evaluate import Evaluation, evaluate
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import UsageError
 from manyvoice.recipes.bench import Aim, Bench
+from manyvoice.recipes.ready import optimizer_of
 from manyvoice.recipes.train import train
 
 SEED = 0
@@ -131,7 +132,7 @@ def train_arm(bench: Bench, arm: str, origin: str, real: Path, choosing: Path) -
             "model": model,
             "augment": {"freq_masks": 2, "freq_width": 15, "time_masks": 2, "time_share": 0.05},
             "batch": {"seconds": float(bench.option("seconds", "80")), "bins": 10, "layout": "bins"},
-            "optimizer": {"lr": float(bench.option("lr", "1e-3" if spoken else "6e-4"))},
+            "optimizer": {"lr": float(bench.option("lr", "4e-4" if origin else "0.02"))},
             "train": {"epochs": epochs, "threads": int(bench.option("threads", "1"))},
         }
     )
@@ -141,8 +142,9 @@ def train_arm(bench: Bench, arm: str, origin: str, real: Path, choosing: Path) -
     hours = float(open_corpus(spoken).durations_N.sum()) / 3600 if spoken else 0.0
     bench.row(
         seed=SEED, kind="choose", arm=arm, epochs=epochs, lr=config.optimizer.lr,
-        synthetic_hours=round(hours, 2), minutes=round((time.perf_counter() - started) / 60, 1),
-        model=str(model.relative_to(bench.work)), **_rates(found),
+        optimizer=optimizer_of(config), synthetic_hours=round(hours, 2),
+        minutes=round((time.perf_counter() - started) / 60, 1), model=str(model.relative_to(bench.work)),
+        **_rates(found),
     )  # fmt: skip
 
 

@@ -110,11 +110,12 @@ class BatchConfig(_Section):
 class OptimizerConfig(_Section):
     """How weights move.
 
-    Args: lr, weight_decay: without a value 4e-4 and 0.01 for AdamW, 0.045 and 0 for ScaledAdam (icefall's Zipformer).
+    Args: name: without a value ScaledAdam for a new model, AdamW for a base that is tuned.
+        lr, weight_decay: without a value 0.02 and 0 for ScaledAdam, 4e-4 and 0.01 for AdamW.
         warmup: share of all steps.  clip: of the gradient's norm; ScaledAdam clips by a rule of its own.
     """
 
-    name: Literal["adamw", "scaledadam"] = "adamw"
+    name: Literal["adamw", "scaledadam"] | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     schedule: Literal["onecycle", "eden", "inverse-sqrt", "constant"] = "onecycle"

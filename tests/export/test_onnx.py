@@ -40,7 +40,7 @@ def supernet(tones: Path, tiny_settings: dict[str, int], tmp_path_factory: pytes
     run = {
         "output": str(tmp_path_factory.mktemp("supernet") / "run"), "corpus": {"train": str(tones), "dev": str(tones)},
         "tokenizer": {"kind": "words"}, "model": {"settings": tiny_settings | {"num_hidden_layers": 2}},
-        "augment": {"freq_masks": 0, "time_masks": 0}, "optimizer": {"lr": 5e-3},
+        "augment": {"freq_masks": 0, "time_masks": 0}, "optimizer": {"name": "adamw", "lr": 5e-3},
         "batch": {"seconds": 4}, "train": {"epochs": 60, "evaluate_every": 1000},
         "elastic": {"sizes": [1.0, 0.4]},
     }  # fmt: skip

@@ -13,7 +13,7 @@ from manyvoice.cli.console import Terminal, emit
 def demo(
     folder: Annotated[Path, typer.Option(help="Where corpus, run and model go.")] = Path("runs/demo"),
     utterances: Annotated[int, typer.Option(help="Phrases to speak.")] = 1600,
-    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Passes over them.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Speak a corpus, train five sizes at once, measure, give two people voices, transcribe. About four minutes.

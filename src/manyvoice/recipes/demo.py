@@ -72,7 +72,7 @@ def demo(
     folder: Path = Path("runs/demo"),
     *,
     utterances: int = 1600,
-    epochs: int = 5,
+    epochs: int = 4,
     rounds: int = 160,
     watcher: Watcher | None = None,
 ) -> Demo:
@@ -148,7 +148,7 @@ def run_of(folder: Path, parts: dict[str, Path], epochs: int) -> RunConfig:
             # short batches: the plateau at the start is a matter of steps
             "batch": {"seconds": 14},
             "augment": {"freq_masks": 0, "time_masks": 0},
-            "optimizer": {"lr": 6e-4, "warmup": 0.2},
+            "optimizer": {"warmup": 0.2},
             "elastic": {"sizes": _SIZES},
             # a second thread gains little on a model this small, and costs tenfold where another program runs
             "train": {"epochs": epochs, "threads": 1},

@@ -32,7 +32,6 @@ from manyvoice.train.optim import ScaledAdam
 from manyvoice.train.schedule import Schedule, apply
 from manyvoice.types import Batch
 
-
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
 
