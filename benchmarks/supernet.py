@@ -3,7 +3,7 @@
     manyvoice bench supernet corpus=commands seeds=0,1,2     20 hours of synthetic commands, about 1,000 words
     manyvoice bench supernet corpus=commands alone=none      the supernet only; alone=100,25 only these two alone
     manyvoice bench supernet corpus=digits                   real digit strings, one seed
-    manyvoice bench supernet corpus=digits part=ablation lrs=0.01,0.02,0.04 "arms=no distillation|KL"
+    manyvoice bench supernet corpus=digits-2000 part=ablation lrs=0.01,0.02,0.04 "arms=no distillation|KL"
     manyvoice bench supernet part=search corpus=commands base=MODEL budgets=0.55,0.3 tries=10
                                                              uniform sizes against the best of random ones, which the
                                                              development part chooses and the test part reports
@@ -133,18 +133,20 @@ def shares_alone(bench: Bench) -> list[float]:
 def corpora(bench: Bench, name: str) -> tuple[str, str, str]:
     """Manifests to train on, to choose by, and to report."""
     folder = bench.work / name
-    if name == "digits":
+    kind, _, count = name.partition("-")
+    if kind == "digits":
         digits = bench.data / "digits"
         clips = open_corpus(digits / "train.jsonl").split("utterance", {"train": 0.9, "dev": 0.1}, seed=0)
         sources = {"train": clips["train"], "dev": clips["dev"], "test": open_corpus(digits / "test.jsonl")}
-        strings = {"train": 40, "dev": 8, "test": 8} if bench.toy else {"train": 4000, "dev": 300, "test": 1500}
+        strings = {"train": int(count or 4000), "dev": 300, "test": 1500}
+        strings = {"train": 40, "dev": 8, "test": 8} if bench.toy else strings
         for seed, (part, rows) in enumerate(sources.items()):
             if not (folder / part / "manifest.jsonl").exists():
                 join_clips(rows, folder / part, strings=strings[part], clips=(1, 6), seed=seed)
         train, dev, test = (str(folder / part / "manifest.jsonl") for part in sources)
         return train, dev, test
     if name != "commands":
-        raise UsageError(f"corpus={name}: must be digits or commands")
+        raise UsageError(f"corpus={name}: must be digits, digits-2000 (of so many strings) or commands")
     made = folder / "made.json"
     if not made.exists():
         spec = SynthSpec(
@@ -170,7 +172,7 @@ def settings(bench: Bench, name: str, output: Path, seed: int, lr: float) -> dic
         "seed": seed,
         "corpus": {"train": train, "dev": dev, "licence": "CC-BY-SA-4.0", "cache": str(bench.work / "features")},
         "tokenizer": {"kind": "words", "size": 2000},
-        "model": {"settings": shape | (toy if bench.toy else SHAPES[name])},
+        "model": {"settings": shape | (toy if bench.toy else SHAPES[name.partition("-")[0]])},
         "augment": {"freq_masks": 1, "time_masks": 1},
         "batch": {"seconds": budget(bench)["batch_seconds"]},
         "optimizer": {"name": budget(bench)["optimizer"], "lr": lr, "warmup": 0.2},
