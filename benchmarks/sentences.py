@@ -27,7 +27,6 @@ from manyvoice.decode.evaluate import Evaluation, evaluate
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import UsageError
 from manyvoice.recipes.bench import Aim, Bench
-from manyvoice.recipes.ready import optimizer_of
 from manyvoice.recipes.train import train
 
 SEED = 0
@@ -142,7 +141,7 @@ def train_arm(bench: Bench, arm: str, origin: str, real: Path, choosing: Path) -
     hours = float(open_corpus(spoken).durations_N.sum()) / 3600 if spoken else 0.0
     bench.row(
         seed=SEED, kind="choose", arm=arm, epochs=epochs, lr=config.optimizer.lr,
-        optimizer=optimizer_of(config), synthetic_hours=round(hours, 2),
+        optimizer=config.optimizer_name, synthetic_hours=round(hours, 2),
         minutes=round((time.perf_counter() - started) / 60, 1), model=str(model.relative_to(bench.work)),
         **_rates(found),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,15 @@ def test_yaml_that_json_cannot_hold_is_refused(tmp_path: Path, content: str) -> 
     path.write_text(content)
     with pytest.raises(UsageError, match=r"run\.yaml: "):
         read_run(path)
+
+
+def test_a_rate_for_another_optimiser_is_refused_where_none_is_named() -> None:
+    new: dict[str, Any] = {"output": "o", "corpus": {"train": "a"}}
+    tuned = new | {"model": {"base": "b"}}
+    assert make_run(new, ["optimizer.lr=0.03"]).optimizer_name == "scaledadam"
+    assert make_run(tuned, ["optimizer.lr=3e-4"]).optimizer_name == "adamw"
+    assert make_run(new, ["optimizer.lr=3e-4", "optimizer.name=adamw"]).optimizer_name == "adamw"
+    with pytest.raises(ConfigError, match=r"no rate for scaledadam.* optimizer\.name=adamw if that is meant"):
+        make_run(new, ["optimizer.lr=3e-4"])
+    with pytest.raises(ConfigError, match=r"no rate for adamw.* optimizer\.name=scaledadam if that is meant"):
+        make_run(tuned, ["optimizer.lr=0.03"])

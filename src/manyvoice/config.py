@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -180,6 +180,11 @@ class RunConfig(_Section):
     elastic: ElasticConfig | None = None
     train: TrainConfig = TrainConfig()
 
+    @property
+    def optimizer_name(self) -> Literal["adamw", "scaledadam"]:
+        """The run's, or where it does not say ScaledAdam for a new model, AdamW for a base."""
+        return self.optimizer.name or ("scaledadam" if self.model.base is None else "adamw")
+
     def fingerprint(self) -> str:
         """sha256 of :meth:`decisive`; equal runs give equal models."""
         return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()
@@ -287,6 +292,10 @@ def _fields_at(parts: Sequence[str]) -> list[str]:
     return sorted(section.model_fields)
 
 
+# ScaledAdam's rates are relative to a tensor's size: some 25 to 100 times AdamW's.
+_LIKELY: Mapping[str, Callable[[float], bool]] = {"scaledadam": lambda lr: lr >= 2e-3, "adamw": lambda lr: lr < 5e-3}
+
+
 def _across(run: RunConfig) -> list[Mistake]:
     """Rules that join two settings."""
     mistakes = []
@@ -296,6 +305,13 @@ def _across(run: RunConfig) -> list[Mistake]:
         mistakes.append(
             Mistake("model.settings", run.model.settings, "cannot change the shape of a base", "drop one of the two")
         )
+    lr = run.optimizer.lr
+    if lr is not None and run.optimizer.name is None and not _LIKELY[run.optimizer_name](lr):
+        meant = "adamw" if run.model.base is None else "scaledadam"
+        mistakes.append(
+            Mistake("optimizer.lr", lr, f"is no rate for {run.optimizer_name}, the optimiser where none is named",
+                    f"set optimizer.name={meant} if that is meant, or else optimizer.name={run.optimizer_name}")
+        )  # fmt: skip
     if run.model.base is None and run.model.new_vocabulary:
         mistakes.append(Mistake("model.new_vocabulary", True, "is for a base", "set model.base, or drop it"))
     if run.elastic is not None and (len(set(run.elastic.sizes)) < 2 or 1.0 not in run.elastic.sizes):

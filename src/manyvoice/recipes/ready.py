@@ -13,7 +13,7 @@ from manyvoice.elastic.sizes import Grid, nested_sizes
 from manyvoice.models import batchnorm
 from manyvoice.train.flatstart import flat_ctc
 from manyvoice.train.objective import Passes, ctc, one_pass
-from manyvoice.train.optim import OptimizerName, build_optimizer
+from manyvoice.train.optim import build_optimizer
 from manyvoice.train.sandwich import Sampler, SupernetPasses
 
 # Peak rates that small Parakeets learned with, in batches of 15 to 30 seconds. With 0.06 one stayed on a plateau
@@ -70,19 +70,14 @@ def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, config: Run
     )
 
 
-def optimizer_of(config: RunConfig) -> OptimizerName:
-    """The run's, or where it does not say: a new model learns in half the steps with ScaledAdam (bench supernet)."""
-    return config.optimizer.name or ("scaledadam" if config.model.base is None else "adamw")
-
-
 def learning_rate(config: RunConfig) -> float:
     """The peak, where the run does not say by the optimiser."""
-    return _LR[optimizer_of(config)] if config.optimizer.lr is None else config.optimizer.lr
+    return _LR[config.optimizer_name] if config.optimizer.lr is None else config.optimizer.lr
 
 
 def make_optimizer(model: PreTrainedModel, config: RunConfig) -> Optimizer:
     """The run's optimiser over all the model's parameters."""
-    name, decay = optimizer_of(config), config.optimizer.weight_decay
+    name, decay = config.optimizer_name, config.optimizer.weight_decay
     decay = _DECAY[name] if decay is None else decay
     return build_optimizer(
         model.named_parameters(), name, lr=learning_rate(config), weight_decay=decay, betas=_BETAS, eps=1e-8

@@ -16,7 +16,7 @@ from manyvoice.data.buckets import Bins
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.decode.speed import machine
 from manyvoice.errors import UsageError
-from manyvoice.recipes.ready import make_optimizer, optimizer_of, passes_of, ready
+from manyvoice.recipes.ready import make_optimizer, passes_of, ready
 from manyvoice.recipes.watch import Watcher
 from manyvoice.train import profile
 from manyvoice.train.accounting import available, large_blocks_apart
@@ -123,7 +123,7 @@ def key_of(
     return {
         "model": _digest(config),
         "trained parameters": _digest(trained),
-        "optimizer": optimizer_of(run),
+        "optimizer": run.optimizer_name,
         "supernet": run.elastic and _digest(run.elastic.model_dump()),
         "precision": run.train.precision,
         "activation checkpointing": run.train.activation_checkpointing,
