@@ -133,6 +133,7 @@ class ElasticConfig(_Section):
         distill: what the others learn from the largest of the same step: adaptive alpha-divergence, KL, or nothing.
         hard: share of the labels in what they learn from.
         weight: of each of the others' losses beside the largest's.
+        after: share of the steps that train the largest alone before the others join in.
         dropout: rates follow the kept width.
         sandwich: without it a step trains one size alone.
     """
@@ -143,6 +144,7 @@ class ElasticConfig(_Section):
     distill: Literal["alpha", "kl", "none"] = "alpha"
     hard: Share = 0.5
     weight: Annotated[float, Field(gt=0, le=10)] = 1.0
+    after: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropout: bool = True
     sandwich: bool = True
 

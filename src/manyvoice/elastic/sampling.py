@@ -36,6 +36,7 @@ class Sandwich:
             largest; None draws sizes only.
         others: subnets beside the largest in a step.
         named: share of random draws that are one of the sizes.
+        after: steps at the beginning that train the largest alone.
     Raises: UsageError if the sizes are no two nested subnets, or out of order.
     """
 
@@ -47,11 +48,12 @@ class Sandwich:
         others: int = 1,
         grid: Grid | None = None,
         named: float = 0.5,
+        after: int = 0,
     ) -> None:
         if len(sizes) < 2 or any(small not in large for large, small in zip(sizes, sizes[1:], strict=False)):
             raise UsageError("sampling wants two or more nested sizes, largest first; see elastic.sizes")
         self.sizes: Sequence[Subnet] = tuple(sizes)
-        self.seed, self.others, self.named = seed, others, named
+        self.seed, self.others, self.named, self.after = seed, others, named, after
         self.largest, self.smallest = self.sizes[0], self.sizes[-1]
         self._pool = [] if grid is None else _between(grid, self.largest, self.smallest)
 
@@ -62,6 +64,8 @@ class Sandwich:
             Drawn(subnet=self.largest, role="largest"),
             Drawn(subnet=self.smallest, role="smallest"),
         )
+        if step < self.after:
+            return [largest]
         if self.others == 1:
             return [largest, smallest if step % 2 == 0 else self._other(rng)]
         return [largest, *(self._other(rng) for _ in range(self.others - 1)), smallest]

@@ -39,14 +39,19 @@ def ready(model: PreTrainedModel, config: RunConfig, accelerator: Accelerator) -
     return frozen
 
 
-def passes_of(model: PreTrainedModel, config: RunConfig) -> Passes:
-    """What a step minimises: CTC, or a supernet's sandwich of it."""
+def passes_of(model: PreTrainedModel, config: RunConfig, steps: int = 0) -> Passes:
+    """What a step minimises: CTC, or a supernet's sandwich of it.
+
+    Args: steps: of the whole run; 0 for steps in which every subnet has its turn.
+    """
     if config.elastic is None:
         return one_pass(flat_ctc if config.train.flat_start else ctc)
-    return supernet_passes(model, config.elastic, config)
+    return supernet_passes(model, config.elastic, config, steps)
 
 
-def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, config: RunConfig) -> SupernetPasses:
+def supernet_passes(
+    model: PreTrainedModel, settings: ElasticConfig, config: RunConfig, steps: int = 0
+) -> SupernetPasses:
     """A supernet's sizes, sampling and distillation as a run says. UsageError if its sizes cannot be."""
     for module in model.modules():
         if getattr(module, "layerdrop", 0):
@@ -58,7 +63,10 @@ def supernet_passes(model: PreTrainedModel, settings: ElasticConfig, config: Run
     sampler: Sampler = Alone(sizes, seed=seed)
     if settings.sandwich:
         between = grid if settings.named < 1 else None
-        sampler = Sandwich(sizes, seed=seed, others=settings.others, grid=between, named=settings.named)
+        sampler = Sandwich(
+            sizes, seed=seed, others=settings.others, grid=between, named=settings.named,
+            after=round(settings.after * steps),
+        )  # fmt: skip
     return SupernetPasses(
         elastic,
         sampler,

@@ -130,7 +130,7 @@ class Training:
         self.frozen = ready(self.model, self.config, self.accelerator)
         self.optimizer = make_optimizer(self.model, self.config)
         self.limits = Limits(self._tell_version)
-        self.passes = passes_of(self.model, self.config)
+        self.passes = passes_of(self.model, self.config, self._steps())
         step = PlainStep(
             self.model,
             self.passes,
@@ -153,8 +153,11 @@ class Training:
             f"stay what they are (plan version {len(self.limits.versions)})"
         )
 
+    def _steps(self) -> int:
+        return self.config.train.epochs * self.prepared.plan.steps(0)
+
     def _schedule(self, lr: float) -> Schedule:
-        total = self.config.train.epochs * self.prepared.plan.steps(0)
+        total = self._steps()
         warmup = round(self.config.optimizer.warmup * total)
         return build_schedule(
             self.config.optimizer.schedule,
