@@ -143,7 +143,7 @@ def test_statistics_are_measured_again_on_sound_as_it_is(configure: Made, tmp_pa
 def test_fine_tuning_leaves_the_statistics_of_the_base_alone(
     configure: Made, plain: Path, tmp_path: Path, average: int
 ) -> None:
-    options = {"train__epochs": 2, "train__average": average, "optimizer__lr": 0.01}
+    options = {"train__epochs": 2, "train__average": average, "optimizer__lr": 0.01, "optimizer__name": "adamw"}
     tuned = weights(train(configure(tmp_path / "run", model__base=plain / "model", model__settings="{}", **options)))
     base = weights(plain / "model")
     assert tuned.keys() == base.keys()
@@ -182,7 +182,7 @@ def test_a_stop_does_not_change_which_checkpoints_are_averaged(
     configure: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint of a stop in the last epoch must not push the one of the epoch before out."""
-    options = {"train__epochs": 3, "train__average": 2, "train__keep_last": 2, "optimizer__lr": 0.01}
+    options = {"train__epochs": 3, "train__average": 2, "train__keep_last": 2, "optimizer__lr": 0.01, "optimizer__name": "adamw"}
     train(configure(tmp_path / "whole", **options))
     plain, steps = PlainStep.__call__, len(read_metrics(tmp_path / "whole"))
 
