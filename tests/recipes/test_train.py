@@ -182,7 +182,7 @@ def test_a_stop_does_not_change_which_checkpoints_are_averaged(
     configure: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checkpoint of a stop in the last epoch must not push the one of the epoch before out."""
-    options = {"train__epochs": 3, "train__average": 2, "train__keep_last": 2, "optimizer__lr": 0.01, "optimizer__name": "adamw"}
+    options = {"train__epochs": 3, "train__average": 2, "train__keep_last": 2, "optimizer__lr": 0.01}
     train(configure(tmp_path / "whole", **options))
     plain, steps = PlainStep.__call__, len(read_metrics(tmp_path / "whole"))
 
