@@ -74,9 +74,12 @@ def test_two_processes_equal_one(
     for file in files:  # parameters and statistics; moments of the gradients; the mean of two checkpoints
         ours, theirs = (load_file(tmp_path / name / "run" / f"{file}.safetensors") for name in ("one", "two"))
         assert ours.keys() == theirs.keys()
-        within = 1e-6 if file == "model/model" else 1e-10  # the model is stored in float32
         for key, tensor in ours.items():
-            assert_close(tensor, theirs[key], atol=within, rtol=within, msg=f"{file} {key}")
+            within = 1e-6 if file == "model/model" else 1e-10  # the model is stored in float32
+            if "depthwise_conv.bias" in key:
+                # in front of a batch norm: its gradient is zero but for rounding, which ScaledAdam divides by 1e-8
+                within = max(within, 1e-8)
+            assert_close(tensor, theirs[key], atol=within, rtol=within, msg=lambda m, at=f"{file} {key}": f"{at}: {m}")
 
 
 @pytest.mark.slow
