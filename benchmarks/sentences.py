@@ -5,7 +5,7 @@
     manyvoice bench sentences arms=both-characters epochs=2 seconds=30
     manyvoice bench sentences arms=real-characters from=both-characters epochs=12 seconds=30
                                                    goes on from the arm before, on the real speech alone
-    manyvoice bench sentences report=real-sp128-from-both-sp128
+    manyvoice bench sentences report=real-characters-from-both-characters
                                                    the one look at the reporting speakers, by the chosen arm
 
 An arm is a corpus and, after a dash, its units: ``real``, ``both-characters``, ``synthetic-sp128``.

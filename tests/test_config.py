@@ -90,6 +90,12 @@ def test_yaml_that_json_cannot_hold_is_refused(tmp_path: Path, content: str) -> 
         read_run(path)
 
 
+def test_a_start_of_the_largest_alone_wants_the_sandwich_rule() -> None:
+    assert make_run(LEAST, ["elastic.after=0.5"]).elastic is not None
+    with pytest.raises(ConfigError, match=r"elastic\.after = 0\.5: is for the sandwich rule"):
+        make_run(LEAST, ["elastic.after=0.5", "elastic.sandwich=false"])
+
+
 def test_a_rate_for_another_optimiser_is_refused_where_none_is_named() -> None:
     new: dict[str, Any] = {"output": "o", "corpus": {"train": "a"}}
     tuned = new | {"model": {"base": "b"}}

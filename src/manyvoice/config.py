@@ -270,7 +270,9 @@ def _mistake(error: Any) -> Mistake:
     """One of pydantic's errors in our words."""
     parts = [str(p) for p in error["loc"]]
     # pydantic names the branch of a union in the location; users never wrote it
-    field = ".".join(p for p in parts if not p.startswith(("list[", "constrained", "function-")) and p != "str")
+    field = ".".join(
+        p for p in parts if not p.startswith(("list[", "constrained", "function-")) and p not in ("str", "bool")
+    )
     if error["type"] == "extra_forbidden":
         names = _fields_at(parts[:-1])
         close = get_close_matches(parts[-1], names, n=1)
@@ -319,6 +321,12 @@ def _across(run: RunConfig) -> list[Mistake]:
     if run.elastic is not None and (len(set(run.elastic.sizes)) < 2 or 1.0 not in run.elastic.sizes):
         mistakes.append(
             Mistake("elastic.sizes", run.elastic.sizes, "must be 1 and smaller shares", "give [1.0, 0.5, 0.25]")
+        )
+    if run.elastic is not None and run.elastic.after and not run.elastic.sandwich:
+        mistakes.append(
+            Mistake(
+                "elastic.after", run.elastic.after, "is for the sandwich rule", "drop it, or set elastic.sandwich=true"
+            )
         )
     low, high = run.augment.snr_db
     if low > high:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from manyvoice.config import make_run
 from manyvoice.elastic.distill import adaptive_alpha, frames_distilled, kl
 from manyvoice.elastic.extract import extract
 from manyvoice.elastic.narrow import Elastic
@@ -16,6 +17,7 @@ from manyvoice.elastic.sampling import Alone, Sandwich
 from manyvoice.elastic.sizes import Grid, nested_sizes
 from manyvoice.models.batchnorm import masked_norms
 from manyvoice.models.load import build_model, fingerprint
+from manyvoice.recipes.ready import passes_of as passes_for
 from manyvoice.train.distributed import start
 from manyvoice.train.flatstart import flat_ctc, flat_ctc_of, said
 from manyvoice.train.objective import ctc_per_utterance, one_pass, scores_of
@@ -168,3 +170,13 @@ def test_the_front_end_is_itself_again_after_a_step_that_stopped_halfway(model: 
     assert "forward" in model.encoder.subsampling.__dict__
     losses.close()
     assert "forward" not in model.encoder.subsampling.__dict__
+
+
+def test_the_largest_trains_alone_before_the_others_join_in(model: Any) -> None:
+    config = make_run({"output": "o", "corpus": {"train": "a"}, "elastic": {"sizes": [1.0, 0.3], "after": 0.5}})
+    passes: Any = passes_for(model, config, 8)
+    roles = [[drawn.role for drawn in passes.sampler.draw(step)] for step in range(8)]
+    assert roles[:4] == [["largest"]] * 4
+    assert all(len(drawn) == 2 and drawn[0] == "largest" for drawn in roles[4:])
+    every: Any = passes_for(model, config)
+    assert len(every.sampler.draw(0)) == 2, "memory is measured with all of them"

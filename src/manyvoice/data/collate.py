@@ -70,6 +70,11 @@ class CachedFeatures(Features):
         """T F, the same in every epoch."""
         return torch.from_numpy(np.array(self.cache[index], dtype=np.float32))
 
+    @staticmethod
+    def key(corpus: Corpus, log_mel: LogMel) -> str:
+        """What the features were made from, and how."""
+        return f"{corpus.fingerprint} {log_mel.settings()}"
+
     @classmethod
     def build(
         cls, corpus: Corpus, log_mel: LogMel, folder: Path, progress: Callable[[int, int], None] | None = None
@@ -82,7 +87,7 @@ class CachedFeatures(Features):
                 if progress is not None:
                     progress(done + 1, len(corpus))
 
-        key = f"{corpus.fingerprint} {log_mel.settings()}"
+        key = cls.key(corpus, log_mel)
         if RaggedCache.exists(folder, key):
             return cls(RaggedCache.open(folder, key))
         return cls(RaggedCache.build(folder, key, rows(), dtype=np.float16, width=log_mel.bins))

@@ -151,17 +151,12 @@ def features_of(
     )
 
 
-def _cache_of(run: RunConfig, log_mel: LogMel) -> Callable[[Corpus, str], Path | None]:
+def _cache_of(run: RunConfig, corpus: Corpus, log_mel: LogMel, name: str) -> Path | None:
     """Where a corpus's cache lies: by its name in the run's folder, by what is in it in a folder that runs share."""
     cache = run.corpus.cache
-
-    def place(corpus: Corpus, name: str) -> Path | None:
-        if isinstance(cache, bool):
-            return Path(run.output) / "cache" / name if cache else None
-        key = sha256(f"{corpus.fingerprint} {log_mel.settings()}".encode()).hexdigest()
-        return Path(cache) / key[:16]
-
-    return place
+    if isinstance(cache, bool):
+        return Path(run.output) / "cache" / name if cache else None
+    return Path(cache) / sha256(CachedFeatures.key(corpus, log_mel).encode()).hexdigest()[:16]
 
 
 def prepare(
@@ -190,9 +185,11 @@ def prepare(
     if keep and sizes is not None:
         batching.write_plan(Path(run.output) / "plan.json", plan, sizes)
     augment = augment_of(run.augment)
-    place = _cache_of(run, recogniser.log_mel)
-    features = features_of(train, recogniser.log_mel, place(train, "train"), watcher, "train", augment, run.seed)
-    dev_features = features_of(dev, recogniser.log_mel, place(dev, "dev"), watcher, "dev", Augment(), run.seed)
+    train_cache, dev_cache = (
+        _cache_of(run, corpus, recogniser.log_mel, name) for corpus, name in ((train, "train"), (dev, "dev"))
+    )
+    features = features_of(train, recogniser.log_mel, train_cache, watcher, "train", augment, run.seed)
+    dev_features = features_of(dev, recogniser.log_mel, dev_cache, watcher, "dev", Augment(), run.seed)
     collator = Collator(train, features, tokens, augment=augment, seed=run.seed)
     return Prepared(Corpora(train, dev, corpora.test), recogniser, plan, collator, dev_features)
 

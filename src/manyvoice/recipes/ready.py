@@ -16,8 +16,8 @@ from manyvoice.train.objective import Passes, ctc, one_pass
 from manyvoice.train.optim import build_optimizer
 from manyvoice.train.sandwich import Sampler, SupernetPasses
 
-# Peak rates that small Parakeets learned with, in batches of 15 to 30 seconds. With 0.06 one stayed on a plateau
-# (icefall's Zipformer recipe has 0.045, in batches of ten minutes and more).
+# Peak rates that small Parakeets learned with; `bench supernet` has 8e-4 and 0.03 in batches of 30 seconds, and these
+# stay below, for smaller ones. icefall's Zipformer recipe has 0.045 for ScaledAdam, in far larger batches.
 _LR = {"adamw": 4e-4, "scaledadam": 0.02}
 _DECAY = {"adamw": 0.01, "scaledadam": 0.0}
 _BETAS = (0.9, 0.98)

@@ -257,7 +257,7 @@ def build_optimizer(
         for members, decay in ((decayed, weight_decay), (spared, 0.0))
         if members
     ]
-    # a step of 1.5 M parameters in 236 tensors: 31 ms tensor by tensor, 6 ms fused, on one core
+    # fused: a small model is hundreds of small tensors, and tensor by tensor each costs a dozen calls
     return AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
 
 
