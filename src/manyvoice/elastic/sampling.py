@@ -67,17 +67,21 @@ class Sandwich:
         if step < self.after:
             return [largest]
         if self.others == 1:
-            return [largest, smallest if step % 2 == 0 else self._other(rng)]
-        return [largest, *(self._other(rng) for _ in range(self.others - 1)), smallest]
+            return [largest, smallest if step % 2 == 0 else self._random(rng, 1)[0]]
+        return [largest, *self._random(rng, self.others - 1), smallest]
 
-    def _other(self, rng: random.Random) -> Drawn:
-        return Drawn(subnet=self._random(rng), role="other")
-
-    def _random(self, rng: random.Random) -> Subnet:
+    def _random(self, rng: random.Random, count: int) -> list[Drawn]:
+        """No size twice before each of them was drawn."""
         between = self.sizes[1:-1] or self.sizes[1:]
-        if self._pool and rng.random() >= self.named:
-            return rng.choice(self._pool)
-        return rng.choice(between)
+        drawn: list[Subnet] = []
+        waiting: list[Subnet] = []
+        for _ in range(count):
+            if self._pool and rng.random() >= self.named:
+                drawn.append(rng.choice(self._pool))
+                continue
+            waiting = waiting or rng.sample(between, len(between))
+            drawn.append(waiting.pop())
+        return [Drawn(subnet=subnet, role="other") for subnet in drawn]
 
 
 @final
