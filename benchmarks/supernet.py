@@ -57,17 +57,14 @@ SIZES = [1.0, 0.75, 0.55, 0.4, 0.25]
 # what differs from the whole method, one thing at a time
 ARMS: dict[str, dict[str, Any]] = {
     "supernet": {},
-    "no distillation": {"elastic": {"distill": "none"}},
+    "largest from the start": {"elastic": {"grow": 0.0}},
+    "alpha": {"elastic": {"distill": "alpha"}},
     "KL": {"elastic": {"distill": "kl"}},
     "fixed dropout": {"elastic": {"dropout": False}},
     "AdamW": {"optimizer": {"name": "adamw"}},
-    "Eden": {"optimizer": {"schedule": "eden"}},
-    "no sandwich": {"elastic": {"sandwich": False, "distill": "none"}},
-    "AlphaNet's three others": {"elastic": {"others": 3}},
-    "others at 0.3": {"elastic": {"weight": 0.3}},
-    "no distillation, others at 0.5": {"elastic": {"distill": "none", "weight": 0.5}},
-    "no distillation, two sizes at 0.5": {"elastic": {"distill": "none", "weight": 0.5, "others": 2, "named": 1.0}},
-    "no distillation, two sizes": {"elastic": {"distill": "none", "others": 2, "named": 1.0}},
+    "no sandwich": {"elastic": {"sandwich": False}},
+    "one other at a time": {"elastic": {"others": 1}},
+    "AlphaNet's": {"elastic": {"grow": 0.0, "distill": "alpha", "hard": 0.0, "others": 3, "named": 0.0}},
 }
 # Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
 SHAPES: dict[str, dict[str, int]] = {

@@ -90,10 +90,13 @@ def test_yaml_that_json_cannot_hold_is_refused(tmp_path: Path, content: str) -> 
         read_run(path)
 
 
-def test_a_start_of_the_largest_alone_wants_the_sandwich_rule() -> None:
-    assert make_run(LEAST, ["elastic.after=0.5"]).elastic is not None
-    with pytest.raises(ConfigError, match=r"elastic\.after = 0\.5: is for the sandwich rule"):
-        make_run(LEAST, ["elastic.after=0.5", "elastic.sandwich=false"])
+def test_growing_wants_the_sandwich_rule_and_a_new_model_grows_unasked() -> None:
+    assert make_run(LEAST, ["elastic.grow=0.5"]).grow == 0.5
+    assert make_run(LEAST, ["elastic={}"]).grow > 0
+    assert make_run(LEAST, ["elastic.sandwich=false"]).grow == make_run(LEAST, []).grow == 0
+    assert make_run(LEAST, ["elastic={}", "model.preset=null", "model.base=b"]).grow == 0
+    with pytest.raises(ConfigError, match=r"elastic\.grow = 0\.5: is for the sandwich rule"):
+        make_run(LEAST, ["elastic.grow=0.5", "elastic.sandwich=false"])
 
 
 def test_a_rate_for_another_optimiser_is_refused_where_none_is_named() -> None:

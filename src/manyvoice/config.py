@@ -123,28 +123,33 @@ class OptimizerConfig(_Section):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 
 
+# `bench supernet`: by then a small model has left CTC's plateau, and a larger one would be no further.
+GROW = 0.3
+
+
 class ElasticConfig(_Section):
     """One run for many sizes: with this section the model is trained as a supernet, and its sizes come out beside it.
 
     Args:
         sizes: shares of the largest model's multiply-accumulates in the encoder's layers, 1 among them.
+        grow: share of the steps, at the beginning, that train the smallest alone; the others grow from what it has
+            learned by then. 0.3 for a new model and 0 for a base, where the run does not say.
         others: subnets that a step trains beside the largest; with 1, in turn the smallest and a random one.
         named: share of random draws that are one of the sizes; the others are any uniform subnet between them.
         distill: what the others learn from the largest of the same step: adaptive alpha-divergence, KL, or nothing.
         hard: share of the labels in what they learn from.
         weight: of each of the others' losses beside the largest's.
-        after: share of the steps that train the largest alone before the others join in.
         dropout: rates follow the kept width.
         sandwich: without it a step trains one size alone.
     """
 
     sizes: list[Annotated[float, Field(gt=0, le=1)]] = [1.0, 0.75, 0.55, 0.4, 0.25]
-    others: Positive = 1
-    named: Share = 0.5
-    distill: Literal["alpha", "kl", "none"] = "alpha"
+    grow: Annotated[float, Field(ge=0, lt=1)] | None = None
+    others: Positive = 2
+    named: Share = 1.0
+    distill: Literal["alpha", "kl", "none"] = "none"
     hard: Share = 0.5
     weight: Annotated[float, Field(gt=0, le=10)] = 1.0
-    after: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropout: bool = True
     sandwich: bool = True
 
@@ -186,6 +191,15 @@ class RunConfig(_Section):
     def optimizer_name(self) -> Literal["adamw", "scaledadam"]:
         """The run's, or where it does not say ScaledAdam for a new model, AdamW for a base."""
         return self.optimizer.name or ("scaledadam" if self.model.base is None else "adamw")
+
+    @property
+    def grow(self) -> float:
+        """Share of a supernet's steps that train its smallest size alone; a base has learned what that could teach."""
+        if self.elastic is None or not self.elastic.sandwich:
+            return 0.0
+        if self.elastic.grow is None:
+            return GROW if self.model.base is None else 0.0
+        return self.elastic.grow
 
     def fingerprint(self) -> str:
         """sha256 of :meth:`decisive`; equal runs give equal models."""
@@ -322,10 +336,10 @@ def _across(run: RunConfig) -> list[Mistake]:
         mistakes.append(
             Mistake("elastic.sizes", run.elastic.sizes, "must be 1 and smaller shares", "give [1.0, 0.5, 0.25]")
         )
-    if run.elastic is not None and run.elastic.after and not run.elastic.sandwich:
+    if run.elastic is not None and run.elastic.grow and not run.elastic.sandwich:
         mistakes.append(
             Mistake(
-                "elastic.after", run.elastic.after, "is for the sandwich rule", "drop it, or set elastic.sandwich=true"
+                "elastic.grow", run.elastic.grow, "is for the sandwich rule", "drop it, or set elastic.sandwich=true"
             )
         )
     low, high = run.augment.snr_db

@@ -172,11 +172,17 @@ def test_the_front_end_is_itself_again_after_a_step_that_stopped_halfway(model: 
     assert "forward" not in model.encoder.subsampling.__dict__
 
 
-def test_the_largest_trains_alone_before_the_others_join_in(model: Any) -> None:
-    config = make_run({"output": "o", "corpus": {"train": "a"}, "elastic": {"sizes": [1.0, 0.3], "after": 0.5}})
+def test_the_smallest_trains_alone_before_the_others_grow_from_it(model: Any) -> None:
+    config = make_run({"output": "o", "corpus": {"train": "a"}, "elastic": {"sizes": [1.0, 0.6, 0.3], "grow": 0.5}})
     passes: Any = passes_for(model, config, 8)
     roles = [[drawn.role for drawn in passes.sampler.draw(step)] for step in range(8)]
-    assert roles[:4] == [["largest"]] * 4
-    assert all(len(drawn) == 2 and drawn[0] == "largest" for drawn in roles[4:])
+    assert roles == [["smallest"]] * 4 + [["largest", "other", "smallest"]] * 4
     every: Any = passes_for(model, config)
-    assert len(every.sampler.draw(0)) == 2, "memory is measured with all of them"
+    assert len(every.sampler.draw(0)) == 3, "memory is measured with all of them"
+
+
+def test_no_size_is_drawn_twice_before_each_was_drawn(model: Any) -> None:
+    sizes = nested_sizes(Grid(model, Elastic(model).family), [1.0, 0.8, 0.5, 0.3])
+    between = [[d.subnet.name for d in Sandwich(sizes, seed=1, others=4).draw(step)[1:-1]] for step in range(20)]
+    assert all(set(names[:2]) == {"80", "50"} and len(names) == 3 for names in between)
+    assert len(set(map(tuple, between))) > 2, "in any order"

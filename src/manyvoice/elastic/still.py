@@ -41,11 +41,12 @@ def held_still(optimizer: Optimizer, elastic: Elastic, regions: dict[str, Tensor
     for name, region in regions.items():
         p = elastic.model.get_parameter(name)
         tensors = [p, *(t for t in optimizer.state[p].values() if isinstance(t, Tensor) and t.shape == p.shape)]
-        kept += [(t, region, t.detach()[region].clone()) for t in tensors]
+        kept += [(t, region, t.detach().clone()) for t in tensors]
     yield
     with torch.no_grad():
         for t, region, before in kept:
-            t[region] = before
+            # picking the elements out would take several times as long
+            torch.where(region, before, t, out=t)
 
 
 def _holds(elastic: Elastic, plan: Plan, name: str) -> bool:

@@ -65,7 +65,7 @@ def supernet_passes(
         between = grid if settings.named < 1 else None
         sampler = Sandwich(
             sizes, seed=seed, others=settings.others, grid=between, named=settings.named,
-            after=round(settings.after * steps),
+            alone=round(config.grow * steps),
         )  # fmt: skip
     return SupernetPasses(
         elastic,
