@@ -75,6 +75,7 @@ SCALED = 25.0  # ScaledAdam's rates are relative to a tensor's size: about so ma
 VOICES, UTTERANCES = 60, 42_000  # 20.5 hours to train on, 0.7 to choose by, 3.2 to report
 COST, FASTER = 2.0, 2.5
 TIMED = 900  # utterances of a timed run: about 55 steps of 30 seconds of commands
+WARM = 5
 ARMS_FOLDER = re.compile(r",? +")
 # A rate of the encoder that follows a width in a supernet, and that width.
 DROPOUTS = {"activation_dropout": "intermediate_size", "attention_dropout": "num_attention_heads"}
@@ -258,12 +259,22 @@ def timing(bench: Bench, name: str) -> None:
             made["corpus"] |= {part: str(path) for part, path in few.items()}
             made["batch"]["updates"], made["train"]["epochs"] = 1, 1
             train(make_run(made), watcher=bench.watcher)
-            steps = [line["seconds"] for line in read_metrics(output)]
+            steps = [line for line in read_metrics(output) if "seconds" in line]
             bench.row(
                 seed=turn, kind="time", corpus=name, arm=what if what in arms else "alone", steps=len(steps),
                 size="all" if what in arms else what, batch_seconds=budget(bench)["batch_seconds"],
-                seconds_per_step=round(float(np.median(steps[len(steps) // 5 :])), 5),
+                seconds_per_step=round(seconds_per_step(steps), 5),
             )  # fmt: skip
+
+
+def seconds_per_step(steps: list[dict[str, Any]]) -> float:
+    """Medians of the steps of the smallest size alone and of the others, by how many there are of each."""
+    total = 0.0
+    for grown in (False, True):
+        share = [line["seconds"] for line in steps if bool(line.get("loss_subnets")) == grown]
+        warm = share if grown else share[WARM:] or share  # the first steps of a run are slow
+        total += len(share) * float(np.median(warm)) if share else 0.0
+    return total / len(steps)
 
 
 def budget(bench: Bench) -> dict[str, Any]:

@@ -30,10 +30,11 @@ def percents(value: object) -> set[str]:
     return {f"{100 * value:.1f}", f"{value:.2f}", f"{value:g}"}
 
 
-def test_measured_figures_stand_in_the_linked_files() -> None:
-    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| \[\w+\.json\]\(([^)]+)\) \|$", (ROOT / "README.md").read_text(), re.M)
-    assert rows, "the README has a table of measured claims"
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "measured.md"], ids=lambda p: p.name)
+def test_measured_figures_stand_in_the_linked_files(page: Path) -> None:
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| \[\w+\.json\]\(([^)]+)\) \|$", page.read_text(), re.M)
+    assert rows, "there is a table of measured claims"
     for what, measured, link in rows:
-        known = percents(json.loads((ROOT / link).read_text(encoding="utf-8"))["rows"]) | {"95", "240"}
+        known = percents(json.loads((page.parent / link).read_text(encoding="utf-8"))["rows"]) | {"95", "240"}
         for figure in re.findall(r"\d+(?:\.\d+)?", measured):
             assert figure in known, f"{what}: {figure} is in no row of {link}"
