@@ -64,6 +64,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "AdamW": {"optimizer": {"name": "adamw"}},
     "no sandwich": {"elastic": {"sandwich": False}},
     "one other at a time": {"elastic": {"others": 1}},
+    "others at 2": {"elastic": {"weight": 2.0}},
     "AlphaNet's": {"elastic": {"grow": 0.0, "distill": "alpha", "hard": 0.0, "others": 3, "named": 0.0}},
 }
 # Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
