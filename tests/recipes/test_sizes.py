@@ -17,11 +17,13 @@ from transformers import AutoModelForCTC
 from typer.testing import CliRunner
 
 from manyvoice.cli import app
+from manyvoice.cli.console import _state
 from manyvoice.cli.subnets import _show_found, _show_table
 from manyvoice.config import RunConfig, make_run
 from manyvoice.data.manifest import open_corpus
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
+from manyvoice.elastic.extract import extract
 from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.sampling import Alone
 from manyvoice.elastic.subnet import Subnet
@@ -33,6 +35,7 @@ from manyvoice.recipes.card import check_model, read_card
 from manyvoice.recipes.ready import passes_of
 from manyvoice.recipes.sizes import compare_sizes, describe, extract_size, load_size, read_sizes
 from manyvoice.recipes.train import train
+from manyvoice.train.checkpoint import Keeper, load
 from manyvoice.train.metrics import read_metrics
 from manyvoice.train.sandwich import SupernetPasses
 
@@ -81,6 +84,27 @@ def test_every_size_is_saved_measured_and_loads(supernet: Path) -> None:
         assert found["loss"] == pytest.approx(size.document["results"]["dev"]["loss"], rel=1e-6)
     assert sorted(parameters, reverse=True) == parameters and len(set(parameters)) == 3
     assert all("loss_subnets" in line for line in read_metrics(supernet.parent))
+
+
+def test_while_a_supernet_grows_its_smallest_size_is_what_dev_scores(
+    made: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Bit for bit the small model's scores, its norms' statistics included; no such checkpoint is ever the best."""
+    run = made(tmp_path / "run", grow=0.5)
+    model = train(run)
+    first, last = (line for line in read_metrics(Path(run.output)) if "dev_loss" in line)
+    assert first["dev_size"] == "30" and "dev_size" not in last
+    assert _state(first, 2, 60.0).endswith("(size 30 alone so far), 1:00 left")
+    kept = Keeper(Path(run.output) / "checkpoints", last=2, best=1).list()
+    assert [k.metric for k in kept] == [None, last["dev_wer"]]
+
+    recogniser = Recogniser.load(model)
+    size = read_sizes(model, recogniser)[-1]
+    recogniser.model.load_state_dict(load(kept[0].path).tensors["model"])
+    elastic = Elastic(recogniser.model)
+    small = Recogniser(extract(elastic, size.subnet), recogniser.family, recogniser.tokenizer, recogniser.log_mel)
+    found = evaluate(small, open_corpus(Path(run.output) / "dev.jsonl"))
+    assert found.loss == pytest.approx(first["dev_loss"], rel=1e-6)
 
 
 def test_narrowed_is_loaded_and_statistics_are_its_own(supernet: Path) -> None:

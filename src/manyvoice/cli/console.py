@@ -89,7 +89,7 @@ class Terminal:
             self._bars, self._tasks = None, {}
 
 
-def _state(line: Mapping[str, float], epochs: int, left: float | None) -> str:
+def _state(line: Mapping[str, Any], epochs: int, left: float | None) -> str:
     parts = [
         f"epoch {line['epoch']:.2f} of {epochs}",
         f"step {line['step']:.0f}",
@@ -100,7 +100,8 @@ def _state(line: Mapping[str, float], epochs: int, left: float | None) -> str:
     if "memory_mib" in line:
         parts.append(f"{line['memory_mib']:.0f} MiB")
     if "dev_wer" in line:
-        parts.append(f"dev WER {line['dev_wer']:.2%}")
+        of = f" (size {line['dev_size']} alone so far)" if "dev_size" in line else ""
+        parts.append(f"dev WER {line['dev_wer']:.2%}{of}")
     if left is not None:
         parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
     return ", ".join(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -190,7 +190,11 @@ class Training:
                     metrics.write(line)
                     self.watcher.step(line, settings.epochs, pace.left(line["epoch"]))
                 if due or stopped or self._due(settings.checkpoint_every):
-                    self._save(line.get("dev_wer"), passing=not due and not self._due(settings.checkpoint_every))
+                    # while the smallest size trains alone the model itself is no candidate
+                    self._save(
+                        None if "dev_size" in line else line.get("dev_wer"),
+                        passing=not due and not self._due(settings.checkpoint_every),
+                    )
                     pace.pause()
                 if stopped:
                     raise WorkError(
@@ -219,12 +223,14 @@ class Training:
             workers=self.config.train.workers,
         )
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, Any]:
         """Dev scores; the main process works and the others wait."""
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         if self.main:
-            result = self._on_dev()
-            found = {
+            with self._as_trained() as size:
+                result = self._on_dev()
+            found = {"dev_size": size} if size else {}
+            found |= {
                 "dev_wer": result.words.rate,
                 "dev_cer": result.characters.rate,
                 "dev_loss": result.loss,
@@ -232,6 +238,16 @@ class Training:
             }
         self.accelerator.wait_for_everyone()
         return found
+
+    @contextmanager
+    def _as_trained(self) -> Iterator[str | None]:
+        """The model as the last step trained it: whole, or while it grows its smallest size, by name."""
+        passes = self.passes
+        if not isinstance(passes, SupernetPasses) or (size := passes.grown_from(self.place.step - 1)) is None:
+            yield None
+            return
+        with passes.elastic.at(size):
+            yield size.name
 
     def _on_dev(self) -> Evaluation:
         prepared = self.prepared

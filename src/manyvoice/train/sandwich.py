@@ -42,7 +42,7 @@ class SupernetPasses:
     inside its own narrowing, so memory is that of the largest alone. The divergence is summed over frames. w is how
     much of an utterance's labels the teacher says (:func:`manyvoice.train.flatstart.said`), 1 without distillation:
     while the largest is on its plateau the others wait, which costs nothing. The norms' running statistics are the
-    largest's.
+    largest's, or the smallest's while that trains alone.
 
     Args:
         distill: adaptive alpha-divergence, plain KL, or none: then the labels alone.
@@ -79,7 +79,7 @@ class SupernetPasses:
 
     def _of_subnets(self, model: PreTrainedModel, batch: Batch, step: int) -> Generator[Loss, None, None]:
         first, *others = self.sampler.draw(step)
-        with self._at(first):
+        with self._at(first, recorded=first.role != "other"):
             scores = scores_of(model, batch)
             loss = self.ctc(scores, batch, self.blank)
             teacher_BTV, mask_BT = scores.x.detach(), scores.mask_BT()
@@ -126,10 +126,16 @@ class SupernetPasses:
 
         return around
 
+    def grown_from(self, step: int) -> Subnet | None:
+        """The smallest, in a step that trains it alone; None in any other."""
+        first, *others = self.sampler.draw(step)
+        return first.subnet if first.role == "smallest" and not others else None
+
     @contextmanager
-    def _at(self, drawn: Drawn) -> Iterator[None]:
+    def _at(self, drawn: Drawn, *, recorded: bool = False) -> Iterator[None]:
         if drawn.role == "largest":
             yield
             return
-        with batchnorm.unrecorded(self.elastic.model), self.elastic.at(drawn.subnet, dropout=self.dropout):
+        left = nullcontext() if recorded else batchnorm.unrecorded(self.elastic.model)
+        with left, self.elastic.at(drawn.subnet, dropout=self.dropout):
             yield
