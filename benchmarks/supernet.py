@@ -3,7 +3,7 @@
     manyvoice bench supernet corpus=commands seeds=0,1,2     20 hours of synthetic commands, about 1,000 words
     manyvoice bench supernet corpus=commands alone=none      the supernet only; alone=100,25 only these two alone
     manyvoice bench supernet corpus=digits                   real digit strings, one seed
-    manyvoice bench supernet corpus=digits-2000 part=ablation lrs=0.01,0.02,0.04 "arms=no distillation|KL"
+    manyvoice bench supernet corpus=digits-2000 part=ablation lrs=0.01,0.02,0.04 "arms=supernet|KL"
     manyvoice bench supernet part=search corpus=commands base=MODEL budgets=0.55,0.3 tries=10
                                                              uniform sizes against the best of random ones, which the
                                                              development part chooses and the test part reports
@@ -66,6 +66,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "one other at a time": {"elastic": {"others": 1}},
     "others at 2": {"elastic": {"weight": 2.0}},
     "AlphaNet's": {"elastic": {"grow": 0.0, "distill": "alpha", "hard": 0.0, "others": 3, "named": 0.0}},
+}
+# Rows of these are from before a supernet grew; only a command that names them makes them again.
+EARLIER: dict[str, dict[str, Any]] = {
+    "alpha, one other at a time": {"elastic": {"grow": 0.0, "others": 1, "named": 0.5, "distill": "alpha"}},
+    "no distillation, others at 0.5": {"elastic": {"grow": 0.0, "others": 1, "named": 0.5, "weight": 0.5}},
+    "no distillation, two sizes at 0.5": {"elastic": {"grow": 0.0, "weight": 0.5}},
 }
 # Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
 SHAPES: dict[str, dict[str, int]] = {
@@ -199,8 +205,11 @@ def supernet(bench: Bench, name: str, arm: str, seed: int, lr: float) -> None:
 def elastic_settings(bench: Bench, name: str, arm: str, output: Path, seed: int, lr: float) -> dict[str, Any]:
     """The run of one arm of the supernet."""
     made = settings(bench, name, output, seed, lr)
-    made["elastic"] = {"sizes": SIZES[::4] if bench.toy else SIZES} | ARMS[arm].get("elastic", {})
-    made["optimizer"] |= ARMS[arm].get("optimizer", {})
+    different = (ARMS | EARLIER).get(arm)
+    if different is None:
+        raise UsageError(f"arms={arm}: must be some of {'|'.join(ARMS | EARLIER)}")
+    made["elastic"] = {"sizes": SIZES[::4] if bench.toy else SIZES} | different.get("elastic", {})
+    made["optimizer"] |= different.get("optimizer", {})
     if made["optimizer"]["name"] != budget(bench)["optimizer"]:
         made["optimizer"]["lr"] = lr / SCALED
     return made
@@ -259,23 +268,22 @@ def timing(bench: Bench, name: str) -> None:
                 made, _ = alone_settings(bench, name, what, output, turn, lr)
             made["corpus"] |= {part: str(path) for part, path in few.items()}
             made["batch"]["updates"], made["train"]["epochs"] = 1, 1
-            train(make_run(made), watcher=bench.watcher)
-            steps = [line for line in read_metrics(output) if "seconds" in line]
+            config = make_run(made)
+            train(config, watcher=bench.watcher)
+            steps = [line["seconds"] for line in read_metrics(output)]
             bench.row(
                 seed=turn, kind="time", corpus=name, arm=what if what in arms else "alone", steps=len(steps),
                 size="all" if what in arms else what, batch_seconds=budget(bench)["batch_seconds"],
-                seconds_per_step=round(seconds_per_step(steps), 5),
+                seconds_per_step=round(seconds_per_step(steps, round(config.grow * len(steps))), 5),
             )  # fmt: skip
 
 
-def seconds_per_step(steps: list[dict[str, Any]]) -> float:
-    """Medians of the steps of the smallest size alone and of the others, by how many there are of each."""
-    total = 0.0
-    for grown in (False, True):
-        share = [line["seconds"] for line in steps if bool(line.get("loss_subnets")) == grown]
-        warm = share if grown else share[WARM:] or share  # the first steps of a run are slow
-        total += len(share) * float(np.median(warm)) if share else 0.0
-    return total / len(steps)
+def seconds_per_step(steps: list[float], grown: int) -> float:
+    """Medians of the steps that train the smallest size alone and of the rest, by how many there are of each."""
+    parts = [part for part in (steps[:grown], steps[grown:]) if part]
+    # the first steps of a run are slow
+    warm = [parts[0][WARM:] or parts[0], *parts[1:]]
+    return sum(len(part) * float(np.median(few)) for part, few in zip(parts, warm, strict=True)) / len(steps)
 
 
 def budget(bench: Bench) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_every_size_is_saved_measured_and_loads(supernet: Path) -> None:
 def test_while_a_supernet_grows_its_smallest_size_is_what_dev_scores(
     made: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    """Bit for bit the small model's scores, its norms' statistics included; no such checkpoint is ever the best."""
+    """The loss is that of the small model cut out of that checkpoint; no such checkpoint is ever the best."""
     run = made(tmp_path / "run", grow=0.5)
     model = train(run)
     first, last = (line for line in read_metrics(Path(run.output)) if "dev_loss" in line)
@@ -156,6 +156,34 @@ def test_a_stopped_supernet_goes_on_bit_for_bit(
     assert Recogniser.load(again).fingerprint() == Recogniser.load(supernet).fingerprint()
     for path in sorted((supernet / "subnets").iterdir()):
         assert path.read_bytes() == (again / "subnets" / path.name).read_bytes()
+
+
+def test_a_supernet_stopped_while_it_grows_goes_on_bit_for_bit(
+    made: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manyvoice.recipes import train as recipe
+
+    class Stop(Exception):
+        pass
+
+    def run(name: str) -> RunConfig:
+        return make_run(made(tmp_path / name, grow=0.5).model_dump(mode="json"), ["train.checkpoint_every=2"])
+
+    def stop_early(self: Any, metric: float | None, *, passing: bool) -> None:
+        saved(self, metric, passing=passing)
+        if self.place.step == 2:
+            raise Stop
+
+    whole, saved = train(run("whole")), recipe.Training._save
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(recipe.Training, "_save", stop_early)
+        train(run("stopped"))
+    again = train(run("stopped"))
+    lines = read_metrics(again.parent)
+    grown = [line["step"] for line in lines if not line["loss_subnets"]]
+    assert 2 < max(grown) < len(lines), "it stopped while it grew, and later grew no more"
+    assert Recogniser.load(again).fingerprint() == Recogniser.load(whole).fingerprint()
+    assert (again / "subnets" / "30.safetensors").read_bytes() == (whole / "subnets" / "30.safetensors").read_bytes()
 
 
 def test_the_command_line(supernet: Path, tmp_path: Path, run_cli: Callable[..., Any]) -> None:

@@ -58,7 +58,7 @@ class Terminal:
             if not self._tasks:
                 self._stop()
 
-    def step(self, line: Mapping[str, float], epochs: int, left: float | None) -> None:
+    def step(self, line: Mapping[str, Any], epochs: int, left: float | None) -> None:
         """The state of training: a bar of epochs, and a line whenever the dev set was scored."""
         text = _state(line, epochs, left)
         scored = "dev_wer" in line

@@ -34,7 +34,7 @@ class Sandwich:
         sizes: named subnets, nested; the first is the largest and the last the smallest.
         grid: what random ones are drawn from besides the sizes: any uniform subnet between the smallest and the
             largest; None draws sizes only.
-        others: subnets beside the largest in a step.
+        others: subnets beside the largest in a step; fewer where so many sizes are not named.
         named: share of random draws that are one of the sizes.
         alone: steps at the beginning that train the smallest alone. Every larger one contains it, so all of them begin
             from what it learned, in less time than any of them would have taken (progressive training, as in
@@ -60,7 +60,7 @@ class Sandwich:
         self._pool = [] if grid is None else _between(grid, self.largest, self.smallest)
 
     def draw(self, step: int) -> list[Drawn]:
-        """What the step trains: the largest first, the smallest last."""
+        """What the step trains: the largest first, the smallest last; at the beginning the smallest alone."""
         rng = random.Random(f"sandwich {self.seed} {step}")
         largest, smallest = (
             Drawn(subnet=self.largest, role="largest"),
@@ -69,20 +69,19 @@ class Sandwich:
         if step < self.alone:
             return [smallest]
         if self.others == 1:
-            return [largest, smallest if step % 2 == 0 else self._random(rng, 1)[0]]
+            between = self._random(rng, 1) if step % 2 else []
+            return [largest, *(between or [smallest])]
         return [largest, *self._random(rng, self.others - 1), smallest]
 
     def _random(self, rng: random.Random, count: int) -> list[Drawn]:
-        """No size twice before each of them was drawn."""
-        between = self.sizes[1:-1] or self.sizes[1:]
+        """So many between the largest and the smallest, no named size twice: fewer where there are no more."""
         drawn: list[Subnet] = []
-        waiting: list[Subnet] = []
+        named = rng.sample(self.sizes[1:-1], len(self.sizes) - 2)
         for _ in range(count):
             if self._pool and rng.random() >= self.named:
                 drawn.append(rng.choice(self._pool))
-                continue
-            waiting = waiting or rng.sample(between, len(between))
-            drawn.append(waiting.pop())
+            elif named:
+                drawn.append(named.pop())
         return [Drawn(subnet=subnet, role="other") for subnet in drawn]
 
 

@@ -65,7 +65,7 @@ def supernet_passes(
         between = grid if settings.named < 1 else None
         sampler = Sandwich(
             sizes, seed=seed, others=settings.others, grid=between, named=settings.named,
-            alone=round(config.grow * steps),
+            alone=max(0, min(round(config.grow * steps), steps - 1)),
         )  # fmt: skip
     return SupernetPasses(
         elastic,

@@ -22,6 +22,7 @@ from manyvoice.config import RunConfig, make_run, read_run
 from manyvoice.data.plan import Plan, check_ranks
 from manyvoice.decode.evaluate import Evaluation, evaluate
 from manyvoice.decode.recogniser import Recogniser
+from manyvoice.elastic.subnet import Subnet
 from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.models import batchnorm
 from manyvoice.recipes.card import Provenance, write_card
@@ -188,7 +189,11 @@ class Training:
                     line |= self._evaluate()
                 if metrics is not None:
                     metrics.write(line)
-                    self.watcher.step(line, settings.epochs, pace.left(line["epoch"]))
+                    growing = self._growing(self.place.step) is not None
+                    if not growing and self._growing(self.place.step - 1) is not None:
+                        pace.restart()
+                    # steps of all sizes take several times as long as those of the smallest
+                    self.watcher.step(line, settings.epochs, None if growing else pace.left(line["epoch"]))
                 if due or stopped or self._due(settings.checkpoint_every):
                     # while the smallest size trains alone the model itself is no candidate
                     self._save(
@@ -242,12 +247,13 @@ class Training:
     @contextmanager
     def _as_trained(self) -> Iterator[str | None]:
         """The model as the last step trained it: whole, or while it grows its smallest size, by name."""
-        passes = self.passes
-        if not isinstance(passes, SupernetPasses) or (size := passes.grown_from(self.place.step - 1)) is None:
-            yield None
-            return
-        with passes.elastic.at(size):
-            yield size.name
+        passes, size = self.passes, self._growing(self.place.step - 1)
+        with passes.elastic.at(size) if isinstance(passes, SupernetPasses) and size is not None else nullcontext():
+            yield None if size is None else size.name
+
+    def _growing(self, step: int) -> Subnet | None:
+        """The size that a supernet's step trains alone; None for steps of the whole model."""
+        return self.passes.grown_from(step) if isinstance(self.passes, SupernetPasses) else None
 
     def _on_dev(self) -> Evaluation:
         prepared = self.prepared
@@ -308,7 +314,7 @@ class Training:
             raise CheckpointError(f"{self.keeper.folder} holds no checkpoint to save; run the same command again")
         count = self.config.train.average
         if count > 1:
-            last = [k.path for k in self.keeper.list() if not k.passing][-count:]
+            last = [k.path for k in self.keeper.list() if not k.passing and self._growing(k.step - 1) is None][-count:]
             self.model.load_state_dict(average(last))
             if not self.frozen:
                 self._recalibrate()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 
 class Watcher(Protocol):
@@ -15,7 +15,7 @@ class Watcher(Protocol):
     def progress(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` of a stage; equal ends it."""
 
-    def step(self, line: Mapping[str, float], epochs: int, left: float | None) -> None:
+    def step(self, line: Mapping[str, Any], epochs: int, left: float | None) -> None:
         """A training step's log line, the epochs of the run, and seconds to the end if known."""
 
 
@@ -29,5 +29,5 @@ class Silent:
     def progress(self, stage: str, done: int, total: int) -> None:
         """Nothing."""
 
-    def step(self, line: Mapping[str, float], epochs: int, left: float | None) -> None:
+    def step(self, line: Mapping[str, Any], epochs: int, left: float | None) -> None:
         """Nothing."""

@@ -140,6 +140,10 @@ class Pace:
         rate = (time.perf_counter() - self._first[0]) / (epoch - self._first[1])
         return rate * (self.epochs - epoch)
 
+    def restart(self) -> None:
+        """Forget the pace so far: the steps that come are of another kind."""
+        self._first = None
+
     def pause(self) -> None:
         """Forget the time since the last step: it went to evaluation or a checkpoint."""
         self._last = time.perf_counter()
