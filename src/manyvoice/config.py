@@ -123,7 +123,7 @@ class OptimizerConfig(_Section):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 
 
-# `bench supernet`: by then a small model has left CTC's plateau, and a larger one would be no further.
+# Of the 5,294 steps of `bench supernet`: by then the smallest says most labels, which a larger one would not do sooner.
 GROW = 0.3
 
 
