@@ -3,7 +3,7 @@
     manyvoice bench supernet corpus=commands seeds=0,1,2     20 hours of synthetic commands, about 1,000 words
     manyvoice bench supernet corpus=commands alone=none      the supernet only; alone=100,25 only these two alone
     manyvoice bench supernet corpus=digits                   real digit strings, one seed
-    manyvoice bench supernet corpus=digits-2000 part=ablation lrs=0.01,0.02,0.04 "arms=supernet|KL"
+    manyvoice bench supernet corpus=digits-2000 part=ablation lrs=0.01,0.02,0.04 "arms=supernet|alpha"
     manyvoice bench supernet part=search corpus=commands base=MODEL budgets=0.55,0.3 tries=10
                                                              uniform sizes against the best of random ones, which the
                                                              development part chooses and the test part reports
@@ -58,20 +58,22 @@ SIZES = [1.0, 0.75, 0.55, 0.4, 0.25]
 ARMS: dict[str, dict[str, Any]] = {
     "supernet": {},
     "largest from the start": {"elastic": {"grow": 0.0}},
+    "no distillation": {"elastic": {"distill": "none"}},
     "alpha": {"elastic": {"distill": "alpha"}},
-    "KL": {"elastic": {"distill": "kl"}},
     "fixed dropout": {"elastic": {"dropout": False}},
     "AdamW": {"optimizer": {"name": "adamw"}},
-    "no sandwich": {"elastic": {"sandwich": False}},
+    "no sandwich": {"elastic": {"sandwich": False, "distill": "none"}},
     "one other at a time": {"elastic": {"others": 1}},
-    "others at 2": {"elastic": {"weight": 2.0}},
     "AlphaNet's": {"elastic": {"grow": 0.0, "distill": "alpha", "hard": 0.0, "others": 3, "named": 0.0}},
 }
 # Rows of these are from before a supernet grew; only a command that names them makes them again.
 EARLIER: dict[str, dict[str, Any]] = {
     "alpha, one other at a time": {"elastic": {"grow": 0.0, "others": 1, "named": 0.5, "distill": "alpha"}},
-    "no distillation, others at 0.5": {"elastic": {"grow": 0.0, "others": 1, "named": 0.5, "weight": 0.5}},
-    "no distillation, two sizes at 0.5": {"elastic": {"grow": 0.0, "weight": 0.5}},
+    "no distillation, others at 0.5": {
+        "elastic": {"grow": 0.0, "others": 1, "named": 0.5, "distill": "none", "weight": 0.5}
+    },
+    "no distillation, two sizes at 0.5": {"elastic": {"grow": 0.0, "distill": "none", "weight": 0.5}},
+    "no distillation, largest from the start": {"elastic": {"grow": 0.0, "distill": "none"}},
 }
 # Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
 SHAPES: dict[str, dict[str, int]] = {

@@ -136,7 +136,7 @@ class ElasticConfig(_Section):
             learned by then. 0.3 for a new model and 0 for a base, where the run does not say.
         others: subnets that a step trains beside the largest; with 1, in turn the smallest and a random one.
         named: share of random draws that are one of the sizes; the others are any uniform subnet between them.
-        distill: what the others learn from the largest of the same step: adaptive alpha-divergence, KL, or nothing.
+        distill: what the others learn from the largest of the same step: KL, adaptive alpha-divergence, or nothing.
         hard: share of the labels in what they learn from.
         weight: of each of the others' losses beside the largest's.
         dropout: rates follow the kept width.
@@ -147,7 +147,7 @@ class ElasticConfig(_Section):
     grow: Annotated[float, Field(ge=0, lt=1)] | None = None
     others: Positive = 2
     named: Share = 1.0
-    distill: Literal["alpha", "kl", "none"] = "none"
+    distill: Literal["alpha", "kl", "none"] = "kl"
     hard: Share = 0.5
     weight: Annotated[float, Field(gt=0, le=10)] = 1.0
     dropout: bool = True

@@ -98,7 +98,7 @@ def test_a_subnet_file_is_readable_and_checked(grid: Grid, tmp_path: Path) -> No
 
 def test_the_sandwich_is_a_function_of_seed_and_step(grid: Grid) -> None:
     sizes = nested_sizes(grid, [1.0, 0.7, 0.5, 0.25])
-    one, two = (Sandwich(sizes, seed=3, grid=grid) for _ in range(2))
+    one, two = (Sandwich(sizes, seed=3, grid=grid, others=1, named=0.5) for _ in range(2))
     assert [one.draw(s) for s in range(40)] == [two.draw(s) for s in range(40)]
     drawn = [one.draw(s) for s in range(200)]
     assert all(d[0].subnet == sizes[0] and len(d) == 2 for d in drawn)
