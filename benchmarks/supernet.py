@@ -63,6 +63,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "fixed dropout": {"elastic": {"dropout": False}},
     "AdamW": {"optimizer": {"name": "adamw"}},
     "no sandwich": {"elastic": {"sandwich": False, "distill": "none"}},
+    # the others count for nothing once the smallest has grown: is the largest's gain from growing alone?
+    "only the largest once grown": {"elastic": {"distill": "none", "weight": 1e-9}},
     "one other at a time": {"elastic": {"others": 1}},
     "AlphaNet's": {"elastic": {"grow": 0.0, "distill": "alpha", "hard": 0.0, "others": 3, "named": 0.0}},
 }
