@@ -28,24 +28,35 @@ def test_momentum_and_decay_stay_inside(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    state = {n: _state(optimizer, p) for n, p in model.named_parameters()}
     with elastic.at(subnet):
         ctc(model, batch).total.backward()
     regions = outside(elastic, [subnet])
     with held_still(optimizer, elastic, regions):
         optimizer.step()
     plan = elastic.plan(subnet)
-    moved = 0
+    moved, remembered = 0, 0
     for n, p in model.named_parameters():
         if n.startswith("encoder.layers.1."):
             assert torch.equal(p, before[n])
         elif n in regions:
+            for kind, was in state[n].items():
+                # momentum that went on outside would move the weights as soon as a larger size is trained
+                now, kept = _state(optimizer, p)[kind], regions[n]
+                assert torch.equal(now[kept], was[kept]) and not torch.equal(now[~kept], was[~kept]), (n, kind)
+                remembered += 1
             assert torch.equal(p[regions[n]], before[n][regions[n]])
             x, y = p.detach(), before[n]
             for one in plan.slices[n]:
                 x, y = one.of(x), one.of(y)
             assert not (x == y).all()
             moved += 1
-    assert moved > 10
+    assert moved > 10 and remembered >= 2 * moved
+
+
+def _state(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an optimiser remembers of each element."""
+    return {k: t.clone() for k, t in optimizer.state[p].items() if isinstance(t, torch.Tensor) and t.shape == p.shape}
 
 
 def test_nothing_is_outside_of_the_largest(model: PreTrainedModel) -> None:

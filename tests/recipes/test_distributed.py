@@ -45,7 +45,8 @@ def torchrun(processes: int, *words: object) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "elastic", [None, {"sizes": [1.0, 0.5], "others": 2}, {"sizes": [1.0, 0.5], "sandwich": False}]
+    "elastic",
+    [None, {"sizes": [1.0, 0.75, 0.5], "others": 2, "named": 0.5}, {"sizes": [1.0, 0.5], "sandwich": False}],
 )
 def test_two_processes_equal_one(
     tmp_path: Path,

@@ -32,10 +32,14 @@ from manyvoice.models.anatomy import parameter_count
 from manyvoice.models.load import build_model
 from manyvoice.recipes import find
 from manyvoice.recipes.card import check_model, read_card
+from manyvoice.recipes.prepare import dry_run
 from manyvoice.recipes.ready import passes_of
 from manyvoice.recipes.sizes import compare_sizes, describe, extract_size, load_size, read_sizes
-from manyvoice.recipes.train import train
+from manyvoice.recipes.sizing import Sizer
+from manyvoice.recipes.train import claim_folder, train
+from manyvoice.recipes.watch import Silent
 from manyvoice.train.checkpoint import Keeper, load
+from manyvoice.train.distributed import start
 from manyvoice.train.metrics import read_metrics
 from manyvoice.train.sandwich import SupernetPasses
 
@@ -313,8 +317,14 @@ def test_a_model_without_a_card_is_refused_before_anything_is_written(supernet: 
 def test_sizes_that_cannot_be_are_refused_before_training(made: Callable[..., RunConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"elastic.sizes = \[0.5, 0.25\]: must be 1 and smaller shares"):
         made(tmp_path / "run", sizes=[0.5, 0.25])
-    with pytest.raises(UsageError, match="is below the smallest subnet"):
-        train(made(tmp_path / "run", sizes=[1.0, 0.01]))
+    wrong = made(tmp_path / "run", sizes=[1.0, 0.01])
+    for begin in (lambda: train(wrong), lambda: dry_run(wrong, Silent(), Sizer(wrong, start("fp32"), Silent()))):
+        with pytest.raises(UsageError, match="is below the smallest subnet"):
+            begin()
+    # before features were computed, and the same folder takes the run once it is put right
+    there = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert there <= {"run.yaml", "train.jsonl", "dev.jsonl"}
+    claim_folder(made(tmp_path / "run", sizes=[1.0, 0.5]))
 
 
 def test_sizes_for_new_budgets(supernet: Path, tmp_path: Path, run_cli: Callable[..., Any]) -> None:

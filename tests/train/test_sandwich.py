@@ -142,7 +142,9 @@ def test_growing_trains_the_smallest_as_if_it_were_alone_and_moves_nothing_else(
     again = extract(passes.elastic, smallest).state_dict()
     assert any("running_mean" in name for name in again)
     for name, x in alone.state_dict().items():
-        torch.testing.assert_close(x, again[name], rtol=1e-9, atol=1e-11, msg=name)
+        # in front of a batch norm a bias has no gradient but rounding, which AdamW divides by 1e-8
+        within = 1e-6 if "depthwise_conv.bias" in name or "conv.norm.running_mean" in name else 1e-11
+        torch.testing.assert_close(x, again[name], rtol=1e-9, atol=within, msg=name)
     masks, dropped = outside(passes.elastic, [smallest]), 0
     for name, p in model.named_parameters():
         layer = name.removeprefix("encoder.layers.").split(".")[0]
@@ -213,5 +215,10 @@ def test_no_size_is_trained_twice_in_a_step(model: Any) -> None:
     between = [[d.subnet.name for d in Sandwich(sizes, seed=1, others=4).draw(step)[1:-1]] for step in range(20)]
     assert all(sorted(names) == ["50", "80"] for names in between)
     assert len(set(map(tuple, between))) > 1, "in any order"
+    # nor is one that a random draw gives and a named one after it, or two random ones
+    mixed = Sandwich(sizes, seed=1, others=4, named=0.5, grid=Grid(model, Elastic(model).family))
+    for step in range(200):
+        kept = [d.subnet.kept for d in mixed.draw(step)]
+        assert len(kept) == len(set(kept)) > 2
     two = Sandwich(nested_sizes(Grid(model, Elastic(model).family), [1.0, 0.3]), seed=1)
     assert {tuple(d.role for d in two.draw(step)) for step in range(9)} == {("largest", "smallest")}

@@ -77,6 +77,8 @@ def personalize(
     if not as_json:
         columns, rows = report.table()
         table("", columns, [[escape(cell) for cell in row] for row in rows])
+        for name, one in report.remarks():
+            print(f"{name}: {one}")
         if not dry_run:
             print(f"{output / 'report.md'} says this too")
 

@@ -74,15 +74,18 @@ class Sandwich:
         return [largest, *self._random(rng, self.others - 1), smallest]
 
     def _random(self, rng: random.Random, count: int) -> list[Drawn]:
-        """So many between the largest and the smallest, no named size twice: fewer where there are no more."""
-        drawn: list[Subnet] = []
+        """So many between the largest and the smallest, none twice: fewer where there are no more."""
+        drawn: dict[frozenset[str], Subnet] = {}
         named = rng.sample(self.sizes[1:-1], len(self.sizes) - 2)
         for _ in range(count):
             if self._pool and rng.random() >= self.named:
-                drawn.append(rng.choice(self._pool))
-            elif named:
-                drawn.append(named.pop())
-        return [Drawn(subnet=subnet, role="other") for subnet in drawn]
+                left = [subnet for subnet in self._pool if subnet.kept not in drawn]
+                some = [rng.choice(left)] if left else []
+            else:
+                named = [subnet for subnet in named if subnet.kept not in drawn]
+                some = [named.pop()] if named else []
+            drawn |= {subnet.kept: subnet for subnet in some}
+        return [Drawn(subnet=subnet, role="other") for subnet in drawn.values()]
 
 
 @final

@@ -73,6 +73,7 @@ class Outcome:
         choose_nats: per token on the utterances that choose, of the base and of the voice.
         others: how much larger the loss on others' speech is.
         before, after: the utterances that report, under the base and under the voice, kept or not.
+        said: what else is to be known, such as the older voice that this one replaced.
     """
 
     speaker: str
@@ -87,6 +88,7 @@ class Outcome:
     before: Measured
     after: Measured
     voice: str | None = None
+    said: tuple[str, ...] = ()
 
     @property
     def served(self) -> Measured:
@@ -110,7 +112,8 @@ class Outcome:
         said = json.loads(line)
         nats = tuple(said.pop("choose_nats"))
         before, after = (Measured(**said.pop(name)) for name in ("before", "after"))
-        return cls(before=before, after=after, choose_nats=(nats[0], nats[1]), **said)
+        told = tuple(said.pop("said", ()))
+        return cls(before=before, after=after, choose_nats=(nats[0], nats[1]), said=told, **said)
 
     def to_json(self) -> str:
         """A line of ``speakers.jsonl``."""
@@ -161,7 +164,14 @@ class Report:
         lines = ["# " + self.headline(), "", self.sentence(), ""]
         for row in (columns, ["---"] * len(columns), *rows):
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        if said := [f"- {name}: {one}" for name, one in self.remarks()]:
+            lines += ["", *said]
         return "\n".join(lines) + "\n"
+
+    def remarks(self) -> list[tuple[str, str]]:
+        """What else is to be known of a speaker, by name."""
+        rows = [(o.speaker, one) for o in sorted(self.outcomes, key=lambda o: o.speaker) for one in o.said]
+        return [(name, one) for name, one in map(_printable, rows)]
 
     def headline(self) -> str:
         """How many were helped, or would be trained."""

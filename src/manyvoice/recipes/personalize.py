@@ -38,7 +38,7 @@ from manyvoice.submodels.names import tenant_path
 from manyvoice.submodels.store import Store
 from manyvoice.submodels.voice import Voice
 from manyvoice.train import distributed
-from manyvoice.train.halfway import Halfway, digest_of
+from manyvoice.train.halfway import Halfway, digest_of, forget_all, halfway_of
 from manyvoice.train.owners import Best, OwnerTraining, Schedule, Speech
 from manyvoice.types import Batch
 
@@ -136,8 +136,10 @@ def personalize(
     rank, ranks = accelerator.process_index, accelerator.num_processes
     job.run(store, job.speakers[rank::ranks], rank)
     accelerator.wait_for_everyone()
-    report = job.report()
+    report = job.report(store)
     if main:
+        # a process of an earlier start may have left voices; from here on weights are in the store alone
+        forget_all(output)
         report.write(output)
     accelerator.wait_for_everyone()
     distributed.stop_group()
@@ -216,7 +218,7 @@ class Personalising:
             label = f"wave {number} of {len(waves)}: " if len(waves) > 1 else ""
             count = "1 speaker" if len(wave) == 1 else f"{len(wave)} speakers"
             self.watcher.note(f"{label}{count}, " + ", ".join(s.name for s in wave[:5]) + ", ..." * (len(wave) > 5))
-            for outcome in self._wave(store, wave, label, self.output / f"halfway-{rank}.safetensors"):
+            for outcome in self._wave(store, wave, label, halfway_of(self.output, rank)):
                 try:
                     with lines.open("a", encoding="utf-8") as file:
                         file.write(outcome.to_json())
@@ -236,9 +238,10 @@ class Personalising:
                 found[outcome.speaker] = outcome
         return [found[s.name] for s in self.speakers if s.name in found]
 
-    def report(self) -> Report:
-        """Of all speakers that are finished."""
-        return summarise(self.outcomes(), self.left_out, self._settings())
+    def report(self, store: Store) -> Report:
+        """Of all speakers that are finished, as the store is now: a voice that was removed serves nobody."""
+        outcomes = [_as_stored(outcome, store, self.wanted.tenant) for outcome in self.outcomes()]
+        return summarise(outcomes, self.left_out, self._settings())
 
     def _settings(self) -> dict[str, Any]:
         return asdict(self.wanted) | {"base": self.variant.base}
@@ -333,27 +336,29 @@ class Personalising:
         chosen = [measure(owners, choose, f"{label}judging", held) for owners in ({}, rows)]
         before, after = (measure(owners, test, f"{label}measuring") for owners in ({}, rows))
         others = self._on_others(job, rows)
-        halfway.remove()  # from here on weights are in the store alone
+        halfway.remove()
         for speaker in wave:
             name, row = speaker.name, rows[speaker.name]
             nats = best[row].history[0][1], best[row].nats
             wrong = [one[name].character_errors for one in chosen]
             why = reasons_against(nats, wrong, others.get(name) if self.general else None, self.wanted)
+            older = store.find(name, self.wanted.tenant)
+            said = []
             if row in job.lost:
-                self.watcher.note(f"{name}: its loss was not finite in round {job.lost[row]}, so it stopped there")
+                said.append(f"its loss was not finite in round {job.lost[row]}, so it stopped there")
+            if older and why:
+                said.append(f"no new voice; {older[:12]}, an older one, stays in the store under that name")
             outcome = Outcome(
                 speaker=name, kept=not why, why="; ".join(why), lr=rates[(row - 1) % len(rates)],
                 round=best[row].round, adapt_seconds=self._seconds(speaker.adapt), adapt_utterances=len(speaker.adapt),
                 choose_nats=nats, others=others.get(name), before=before[name], after=after[name],
             )  # fmt: skip
             if outcome.kept:
-                yield replace(outcome, voice=self._store(store, outcome, job.bank, row))
-                continue
-            if older := store.find(name, self.wanted.tenant):
-                self.watcher.note(
-                    f"{name} gets no new voice; {older[:12]}, an older one, stays in the store under that name"
-                )
-            yield outcome
+                voice = self._store(store, outcome, job.bank, row)
+                outcome = replace(outcome, voice=voice)
+                if older not in (None, voice):
+                    said.append(f"its voice takes the place of {older[:12]}, which the store had under that name")
+            yield replace(outcome, said=tuple(said))
 
     def _store(self, store: Store, outcome: Outcome, bank: Bank, row: int) -> str:
         metrics = {"base_wer": outcome.before.wer, "wer": outcome.after.wer, "words": sum(outcome.before.words)}
@@ -417,6 +422,18 @@ class Personalising:
             before = sum(base[i][0] for i in mine) / max(1, sum(base[i][1] for i in mine))
             grown[name] = after[rows[name]] / max(before, 1e-9) - 1
         return grown
+
+
+def _as_stored(outcome: Outcome, store: Store, tenant: str) -> Outcome:
+    """An outcome as the store tells it today."""
+    if not outcome.kept:
+        return outcome
+    now = store.find(outcome.speaker, tenant)
+    if now is None:
+        return replace(outcome, kept=False, why=f"its voice {(outcome.voice or '')[:12]} was removed from the store since")
+    if now != outcome.voice:
+        return replace(outcome, said=(*outcome.said, f"since then {now[:12]} has taken its place in the store"))
+    return outcome
 
 
 def keep_whole_lines(path: Path) -> None:

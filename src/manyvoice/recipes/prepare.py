@@ -25,6 +25,7 @@ from manyvoice.errors import CorpusError
 from manyvoice.models.anatomy import parameter_count
 from manyvoice.models.load import build_model
 from manyvoice.recipes import batching
+from manyvoice.recipes.ready import check_sizes
 from manyvoice.recipes.watch import Watcher
 from manyvoice.types import Batch
 
@@ -178,6 +179,7 @@ def prepare(
     if run.corpus.dev is None and keep:
         _keep_split(Path(run.output), corpora)
     recogniser = recogniser or build_recogniser(run, corpora.train)
+    check_sizes(recogniser.model, run)
     train = trainable(corpora.train, recogniser, run.corpus.skip_bad, watcher)
     dev = corpora.dev
     train, tokens, plan, sizes = plan_batches(run, train, recogniser, measure, watcher)
@@ -259,6 +261,7 @@ def dry_run(run: RunConfig, watcher: Watcher, measure: MeasureFor) -> dict[str, 
     """What a run would do: corpora opened and checked, the plan's figures; nothing is written or trained."""
     corpora = open_corpora(run.corpus, run.seed, watcher)
     recogniser = build_recogniser(run, corpora.train)
+    check_sizes(recogniser.model, run)
     train = trainable(corpora.train, recogniser, run.corpus.skip_bad, watcher)
     train, _, plan, sizes = plan_batches(run, train, recogniser, measure, watcher)
     return {

@@ -49,6 +49,12 @@ def passes_of(model: PreTrainedModel, config: RunConfig, steps: int = 0) -> Pass
     return supernet_passes(model, config.elastic, config, steps)
 
 
+def check_sizes(model: PreTrainedModel, config: RunConfig) -> None:
+    """UsageError if the run asks for sizes that the model cannot have; asked before features are computed."""
+    if config.elastic is not None:
+        nested_sizes(Grid(model, Elastic(model).family), config.elastic.sizes)
+
+
 def supernet_passes(
     model: PreTrainedModel, settings: ElasticConfig, config: RunConfig, steps: int = 0
 ) -> SupernetPasses:

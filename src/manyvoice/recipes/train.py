@@ -43,6 +43,9 @@ from manyvoice.train.sandwich import SupernetPasses
 from manyvoice.train.schedule import Schedule, build_schedule
 from manyvoice.train.step import Place, PlainStep
 
+# What a run's folder holds before its batches are planned: its settings, and a split of its speech.
+_UNPLANNED = ("run.yaml", "run.yaml.tmp", "train.jsonl", "dev.jsonl")
+
 
 def train(
     run: RunConfig | Path | str,
@@ -340,20 +343,24 @@ class Training:
 
 
 def claim_folder(config: RunConfig) -> None:
-    """Write ``run.yaml``, or see that the one that is there is of the same run. UsageError lists what differs."""
+    """Write ``run.yaml``, or see that the one that is there is of the same run. UsageError lists what differs.
+
+    A run that was refused before anything was planned does not hold its folder.
+    """
     output = Path(config.output)
-    path = output / "run.yaml"
+    path, aside = output / "run.yaml", output / "run.yaml.tmp"
     if path.exists():
         there = read_run(path)
-        if there.fingerprint() != config.fingerprint():
+        if there.fingerprint() == config.fingerprint():
+            return
+        if any(file.is_file() and file.name not in _UNPLANNED for file in output.rglob("*")):
             differing = ", ".join(_differences(there.decisive(), config.decisive()))
             raise UsageError(
                 f"{output} holds a run with other settings ({differing}); "
                 "use the same settings to resume it, or another output"
             )
-        return
-    aside = output / "run.yaml.tmp"  # a process killed while it claimed the folder has left this
-    if output.exists() and (not output.is_dir() or any(file != aside for file in output.iterdir())):
+    # a process killed while it claimed the folder has left the second
+    elif output.exists() and (not output.is_dir() or any(file != aside for file in output.iterdir())):
         raise UsageError(f"output = {output}: is there already and is no run's folder; choose another output")
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,18 @@ class Halfway:
                 path.unlink(missing_ok=True)
 
 
+def halfway_of(folder: Path, rank: int) -> Path:
+    """The file of one process of a job in this folder."""
+    return folder / f"halfway-{rank}.safetensors"
+
+
+def forget_all(folder: Path) -> None:
+    """Remove what any process has left here, also one of an earlier start that had more of them."""
+    with suppress(OSError):
+        for path in folder.glob("halfway-*.safetensors*"):
+            path.unlink(missing_ok=True)
+
+
 def digest_of(*parts: object) -> str:
     """A job's key, from whatever its outcome depends on."""
     return blake2b(json.dumps(parts, default=str).encode(), digest_size=16).hexdigest()
