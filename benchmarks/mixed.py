@@ -34,7 +34,7 @@ from manyvoice.errors import ManyvoiceError, UsageError, WorkError
 from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import Aim, Bench
-from manyvoice.submodels.bank import Bank
+from manyvoice.submodels.bank import Bank, bytes_per_row
 from manyvoice.submodels.cache import VoiceCache
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.pool import Loader, Outcome, Voices
@@ -135,7 +135,8 @@ def new_store(bench: Bench, name: str) -> Store:
 
 def pool_of(model: PreTrainedModel, names: Any, voices: Loader, rows: int) -> Voices:
     """For voices of :func:`make_voices`."""
-    return Voices(model, anatomy_of(model), base=BASE, tokenizer=TOKENIZER, names=names, voices=voices, rows=rows)
+    return Voices(model, anatomy_of(model), base=BASE, tokenizer=TOKENIZER, names=names, voices=voices, rows=rows,
+                  device_bytes=2**33)  # fmt: skip
 
 
 def clips(count: int, seconds: float) -> tuple[Tensor, Tensor]:
@@ -328,7 +329,8 @@ def memory(bench: Bench) -> None:
     """One row: resident memory that a bank of 10,000 adds, or what 1,000 say of it where there is too little."""
     model = model_of("small", toy=bench.toy)
     method = make_method("adapter", {"rank": RANK})
-    needed = 10_001 * Bank(anatomy_of(model), method, ["x"]).bytes_per_owner
+    one = bytes_per_row(anatomy_of(model), method, torch.float32)
+    needed = 10_001 * one
     rows = 100 if bench.toy else 10_000 if _proc("meminfo", "MemAvailable") > 1.3 * needed else 1000
     before = _proc("self/status", "VmRSS")
     started = time.perf_counter()
@@ -343,7 +345,7 @@ def memory(bench: Bench) -> None:
     measured = resident if resident > 0 else held
     bench.row(
         seed=SEED, kind="memory", rows=rows, resident_bytes=resident, tensor_bytes=held, less_formula=held - formula,
-        bytes_a_voice=bank.bytes_per_owner, gib_for_10000=round(measured / rows * 10_000 / 2**30, 3),
+        bytes_a_voice=one, gib_for_10000=round(measured / rows * 10_000 / 2**30, 3),
         how="resident memory, measured" if rows == 10_000 else f"10,000 / {rows} of what {rows} voices take",
         seconds_to_make=round(making, 3), put_ms=round(1000 * statistics.median(putting), 3),
     )  # fmt: skip

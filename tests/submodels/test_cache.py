@@ -220,24 +220,32 @@ def copies(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_a_voice_that_is_removed_leaves_the_disk(store: Store, hashes: list[str], tmp_path: Path) -> None:
+def test_a_voice_that_is_removed_leaves_the_disk(
+    store: Store, hashes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = tmp_path / "disk"
     cache = VoiceCache(store, host_bytes=0, disk=disk, disk_bytes=9 * FILE)
     for hash in hashes:
         cache.get(hash)
     half = disk / f"{cached_as(hashes[0], 'default')}.tmp-01234567"
     half.write_bytes(voice(0).data[:100])
-    # another process, which knows of the cache from the index alone
+    # another process, which knows of the cache from what this machine keeps of the store
     other = Store(store.url, index=tmp_path / "index.sqlite")
     other.remove("s0")
     other.add(voice(20), "s1")
     assert not any(p.name.startswith((hashes[0], hashes[1])) for p in copies(disk)) and len(copies(disk)) == 6
     with pytest.raises(VoiceError, match="there is no such voice"):
         cache.get(hashes[0])
+    # the index is thrown away, and the place is spelled another way
+    (tmp_path / "index.sqlite").unlink()
+    Store(f"{store.url}/").remove("s3")
+    assert not any(p.name.startswith(hashes[3]) for p in copies(disk))
     # another machine, which does not know of it
-    Store(store.url, index=tmp_path / "far.sqlite").remove("s2")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("MANYVOICE_CACHE", str(tmp_path / "far"))
+        Store(store.url).remove("s2")
     VoiceCache(store, host_bytes=0, disk=disk, disk_bytes=9 * FILE)
-    assert {p.name[:64] for p in copies(disk)} == set(hashes[3:])
+    assert {p.name[:64] for p in copies(disk)} == set(hashes[4:])
 
 
 @pytest.mark.parametrize("how", ["forgotten", "removed"])

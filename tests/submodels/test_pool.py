@@ -20,7 +20,7 @@ from manyvoice.elastic.subnet import uniform
 from manyvoice.errors import ManyvoiceError, UsageError, VoiceError
 from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.submodels import pool
-from manyvoice.submodels.bank import Bank
+from manyvoice.submodels.bank import Bank, bytes_per_row
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.pool import Narrowing, Outcome, Voices
 from manyvoice.submodels.voice import Voice
@@ -152,6 +152,37 @@ def test_more_methods_than_banks_run_in_parts(
         for (a, one), (b, two) in zip(run(voices, many, MIXED), expected, strict=True):
             assert_same(a, b)
             assert one == two
+
+
+def test_the_device_holds_no_more_than_it_may(
+    shelf: Shelf, base: PreTrainedModel, many: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows follow from the bytes; banks make room for each other; a voice too large fails its own request only."""
+    anatomy, expected = anatomy_of(base), run(made(base, shelf), many, MIXED)
+    row = bytes_per_row(anatomy, shelf.voices[shelf.names["ann", "default"]].method, torch.float64)
+    gain = bytes_per_row(anatomy, shelf.voices[shelf.names["gain", "default"]].method, torch.float64)
+    most = max(3 * row, 2 * gain)
+    tight = made(base, shelf, device_bytes=most)
+    for _ in range(2):
+        for (a, one), (b, two) in zip(run(tight, many, MIXED), expected, strict=True):
+            assert_same(a, b)
+            assert one == two
+        assert 0 < tight._slots._taken() <= most
+    shelf.add("large", make_voice(base, 30, rank=500))
+    names = ["ann", "large", None, "low", "ann", "gain", "cem", None]
+    found = tight.scores(many.features_BTF, many.len_B, names)
+    assert [b for b, o in enumerate(found) if o.error] == [1]
+    assert f"more than device_bytes = {most}: allow more" in str(found[1].error)
+
+    def full(*args: Any, **more: Any) -> Bank:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(pool, "Bank", full)
+    found = made(base, shelf).scores(many.features_BTF, many.len_B, MIXED)
+    assert [o.error is None for o in found] == [name is None for name in MIXED]
+    assert "no room for 65 rows" in str(found[0].error)
+    with pytest.raises(UsageError, match="device_bytes = 0: must be 1 or more"):
+        made(base, shelf, device_bytes=0)
 
 
 def test_the_voice_wanted_longest_ago_makes_room(shelf: Shelf, base: PreTrainedModel, batch: Batch) -> None:

@@ -32,7 +32,7 @@ from manyvoice.recipes.sizes import Size, read_sizes
 from manyvoice.recipes.speakers import Speaker, Split, split_speakers, split_text
 from manyvoice.recipes.variant import owned_by, owned_loss, whole_variant
 from manyvoice.recipes.watch import Silent, Watcher
-from manyvoice.submodels.bank import Bank
+from manyvoice.submodels.bank import Bank, bytes_per_row
 from manyvoice.submodels.method import Edit, make_method
 from manyvoice.submodels.names import tenant_path
 from manyvoice.submodels.store import Store
@@ -247,7 +247,7 @@ class Personalising:
         return asdict(self.wanted) | {"base": self.variant.base}
 
     def _waves(self, speakers: Sequence[Speaker]) -> Iterator[list[Speaker]]:
-        one = Bank(self.variant.anatomy, self.method, ["x"], empty=True).bytes_per_owner * _COPIES * len(self._rates())
+        one = bytes_per_row(self.variant.anatomy, self.method, torch.float32) * _COPIES * len(self._rates())
         always = self._bytes(self.general or [i for _, i in self._others()])
         wave: list[Speaker] = []
         held = 0.0

@@ -49,6 +49,12 @@ class Ran:
     sites: set[str] = field(default_factory=set)
 
 
+def bytes_per_row(anatomy: Anatomy, method: Edit, dtype: torch.dtype) -> int:
+    """What one submodel takes in a bank of that type."""
+    parts = parts_of(method, method.sites(anatomy)).values()
+    return sum(math.prod(part.shape) for part in parts if part.scope != "shared") * dtype.itemsize
+
+
 @final
 class Bank:
     """Submodels of one method for one base.
@@ -134,11 +140,6 @@ class Bank:
         rows_P = torch.cat([rows_P.new_zeros(1), rows_P])
         few.tensors = {where: nn.Parameter(p.detach()[rows_P]) for where, p in self.tensors.items()}
         return few
-
-    @property
-    def bytes_per_owner(self) -> int:
-        """Of one submodel."""
-        return sum(p[0].numel() * p.element_size() for p in self.tensors.values())
 
     @torch.no_grad()
     def take(self, row: int) -> dict[Where, Tensor]:

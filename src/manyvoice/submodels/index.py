@@ -2,11 +2,14 @@
 
 It is a cache and never the truth: it follows the store's names whenever it is asked, and one that is damaged or of
 another version is thrown away and made again without a word. What is removed is overwritten in the file too.
+
+Apart from it, and not to be thrown away, stands which folders on this machine keep copies of the store's voices.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -20,13 +23,12 @@ from manyvoice.errors import VoiceError
 
 T = TypeVar("T")
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE voices (
     tenant TEXT, file TEXT, stamp TEXT, name TEXT, hash TEXT, method TEXT, base TEXT, bytes INTEGER, added TEXT,
     card TEXT, problem TEXT, PRIMARY KEY (tenant, file)
 ) WITHOUT ROWID;
-CREATE TABLE caches (folder TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _COLUMNS = "tenant, name, hash, method, base, bytes, added, card, problem"
 # Of SQLite's result codes: an error in the tables, a damaged file, no database at all.
@@ -62,7 +64,42 @@ class Entry:
 
 def index_of(url: str) -> Path:
     """Where the index of a store is kept: ``$MANYVOICE_CACHE/stores``, or the user's cache folder."""
-    return user_cache("stores") / f"{blake2b(url.encode(), digest_size=8).hexdigest()}.sqlite"
+    return user_cache("stores") / f"{_digest(url)}.sqlite"
+
+
+@final
+class Copies:
+    """Folders on this machine that keep copies of a store's voices: a small file for each, in ``$MANYVOICE_CACHE``.
+
+    Raises: VoiceError if they cannot be read or written.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._folder = user_cache("copies") / _digest(url)
+
+    def folders(self) -> list[Path]:
+        """That :meth:`remember` was told of."""
+        try:
+            return [Path(file.read_text(encoding="utf-8")) for file in sorted(self._folder.glob("*.txt"))]
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def remember(self, folder: Path) -> None:
+        """A folder with copies."""
+        file = self._folder / f"{_digest(str(folder))}.txt"
+        aside = file.with_name(f"{file.name}-{secrets.token_hex(4)}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            aside.write_text(str(folder), encoding="utf-8")
+            aside.replace(file)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> VoiceError:
+        return VoiceError(
+            f"{self._folder}: says where copies of voices are, and cannot be used ({error}); let MANYVOICE_CACHE name a "
+            "folder that can be, and has room"
+        )
 
 
 @final
@@ -110,19 +147,6 @@ class Index:
     def tenants(self) -> list[str]:
         """That have entries."""
         return self._run(lambda db: [row[0] for row in db.execute("SELECT DISTINCT tenant FROM voices")])
-
-    def caches(self) -> list[Path]:
-        """Folders that :meth:`remember_cache` was told of."""
-        return self._run(lambda db: [Path(row[0]) for row in db.execute("SELECT folder FROM caches")])
-
-    def remember_cache(self, folder: Path) -> None:
-        """A folder on this machine that keeps copies of voices."""
-
-        def work(db: sqlite3.Connection) -> None:
-            if db.execute("SELECT 1 FROM caches WHERE folder = ?", (str(folder),)).fetchone() is None:
-                db.execute("INSERT INTO caches VALUES (?)", (str(folder),))
-
-        self._run(work)
 
     def drop(self) -> None:
         """Forget all entries."""
@@ -207,3 +231,7 @@ def _row(entry: Entry, file: str, stamp: str) -> tuple[str | int, ...]:
 def _entry(row: Sequence[Any]) -> Entry:
     named = dict(zip(_COLUMNS.split(", "), row, strict=True))
     return Entry(**{**named, "card": json.loads(named["card"])})
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=8).hexdigest()

@@ -109,7 +109,9 @@ def open_place(place: str | Path) -> Place:
         raise UsageError(
             f"store {text}: cannot be reached ({error}); install the package that fsspec wants, or name a local folder"
         ) from error
-    return RemotePlace(text, system, root)
+    # one place has one URL, whatever slashes were typed: what is known of it here is kept under that
+    chained = "::" in text
+    return RemotePlace(text.rstrip("/") if chained else str(system.unstrip_protocol(root)).rstrip("/"), system, root)
 
 
 @final

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from manyvoice.errors import ManyvoiceError, ModelError, UsageError, VoiceError
 from manyvoice.models.anatomy import Anatomy, family_of
-from manyvoice.submodels.bank import Bank, Ran, Slices
+from manyvoice.submodels.bank import Bank, Ran, Slices, bytes_per_row
 from manyvoice.submodels.method import Edit
 from manyvoice.submodels.receipt import Receipt
 from manyvoice.submodels.voice import Voice
@@ -33,6 +33,8 @@ Key = tuple[str, str]
 _TRIES = 2
 # (method with its settings) at once; each has a bank of its own, and settings come from files that users hand in
 METHODS = 8
+# What all banks together may take on the device: the files' settings say how large a row is.
+DEVICE_BYTES = 2 * 2**30
 
 
 class Resolver(Protocol):
@@ -94,7 +96,9 @@ class Voices:
     Args:
         model: in evaluation mode from here on; banks have its device and type.  anatomy: of the whole base.
         base, tokenizer: fingerprints that voices must have been made for; ``base`` is the supernet's for a size of it.
-        rows: voices of one method that are on the device at once.  A batch with more of them runs in several parts.
+        rows: voices of one method that are on the device at once, at most.  A batch with more of them runs in several
+            parts.
+        device_bytes: that all of them may take there.
         narrowing: which size the model is run as; the whole model if not given.
     """
 
@@ -108,13 +112,15 @@ class Voices:
         names: Resolver,
         voices: Loader,
         rows: int = 64,
+        device_bytes: int = DEVICE_BYTES,
         narrowing: Narrowing = _WHOLE,
     ) -> None:
-        if rows < 1:
-            raise UsageError(f"rows = {rows}: must be 1 or more; 64 is usual")
+        for name, value, usual in (("rows", rows, 64), ("device_bytes", device_bytes, DEVICE_BYTES)):
+            if value < 1:
+                raise UsageError(f"{name} = {value}: must be 1 or more; {usual} is usual")
         self.model, self.anatomy, self.base, self.tokenizer = model.eval(), anatomy, base, tokenizer
         self.names, self.voices, self.narrowing = names, voices, narrowing
-        self._slots = _Slots(model, anatomy, rows)
+        self._slots = _Slots(model, anatomy, rows, device_bytes)
         self._lock = _lock_of(model)
 
     def scores(
@@ -267,8 +273,8 @@ class _Slots:
     Only :meth:`has` may be called without the lock.
     """
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rows: int) -> None:
-        self._model, self._anatomy, self._count = model, anatomy, rows
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rows: int, most: int) -> None:
+        self._model, self._anatomy, self._count, self._most = model, anatomy, rows, most
         self._banks: OrderedDict[Edit, Bank] = OrderedDict()
         self._free: dict[Bank, list[int]] = {}
         self._slots: OrderedDict[Key, _Slot] = OrderedDict()
@@ -326,20 +332,41 @@ class _Slots:
         return self._slots[key]
 
     def _bank(self, method: Edit, held: Mapping[Key, _Slot]) -> Bank | None:
-        """The bank of a method; None if there are as many as there may be and this batch holds all of them."""
+        """The bank of a method; None if there are as many as there may be and this batch holds all of them.
+
+        Raises: VoiceError if not even one row of that method fits on the device.
+        """
         if method in self._banks:
             return self._banks[method]
-        if len(self._banks) == METHODS:
-            holding = {slot.bank for slot in held.values()}
+        p = next(self._model.parameters())
+        row = max(1, bytes_per_row(self._anatomy, method, p.dtype))
+        # the first row of a bank is the base's
+        count = min(self._count, self._most // row - 1)
+        if count < 1:
+            raise VoiceError(
+                f"a voice of {method.name} with these settings takes {row} bytes on the device, and with the base's row "
+                f"as much again, more than device_bytes = {self._most}: allow more, or train it with smaller settings"
+            )
+        holding = {slot.bank for slot in held.values()}
+        while len(self._banks) == METHODS or self._taken() + (count + 1) * row > self._most:
             oldest = next((m for m, bank in self._banks.items() if bank not in holding), None)
             if oldest is None:
                 return None
             self._drop(oldest)
-        p = next(self._model.parameters())
-        owners = [f"row {k}" for k in range(1, self._count + 1)]
-        bank = Bank(self._anatomy, method, owners, empty=True, dtype=p.dtype, device=p.device)
-        self._banks[method], self._free[bank] = bank, list(range(self._count, 0, -1))
+        owners = [f"row {k}" for k in range(1, count + 1)]
+        try:
+            bank = Bank(self._anatomy, method, owners, empty=True, dtype=p.dtype, device=p.device)
+        except RuntimeError as error:  # torch's own kind where memory runs out, on any device
+            raise VoiceError(
+                f"no room for {count + 1} rows of {row} bytes of {method.name} on {p.device} ({error}); give a smaller "
+                "device_bytes, or fewer rows"
+            ) from error
+        self._banks[method], self._free[bank] = bank, list(range(count, 0, -1))
         return bank
+
+    def _taken(self) -> int:
+        """Bytes of all banks."""
+        return sum(p.numel() * p.element_size() for bank in self._banks.values() for p in bank.parameters())
 
     def _drop(self, method: Edit) -> None:
         gone = self._banks.pop(method)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, final
 
 from manyvoice.errors import UsageError, VoiceError
-from manyvoice.submodels.index import Entry, Index, Names, index_of
+from manyvoice.submodels.index import Copies, Entry, Index, Names, index_of
 from manyvoice.submodels.names import HASH, cached_as, name_path, quote, tenant_path, unquote, voice_path
 from manyvoice.submodels.places import open_place
 from manyvoice.submodels.voice import Voice, read_metadata
@@ -65,6 +65,7 @@ class Store:
         self._place = open_place(place)
         self.url = self._place.url
         self._index = Index(index or index_of(self.url))
+        self._copies = Copies(self.url)
         self._known = False
 
     def add(self, voice: Voice, name: str, tenant: str = TENANT) -> str:
@@ -201,7 +202,7 @@ class Store:
 
     def remember_cache(self, folder: Path) -> None:
         """A folder with copies of this store's voices, as ``names.cached_as`` names them; they are removed with it."""
-        self._index.remember_cache(folder)
+        self._copies.remember(folder)
 
     def _missing(self, hash: str, tenant: str) -> VoiceError:
         return VoiceError(
@@ -314,7 +315,7 @@ class Store:
         # a name that cannot be read may need any voice but those that are known to be another's
         if leftovers and "" not in named:
             lost = lost | self.hashes(tenant)
-        stray, caches = lost - named, self._index.caches()
+        stray, caches = lost - named, self._copies.folders()
         kept: dict[str, bytes] = {}
         for hash in stray:
             path = voice_path(hash, tenant)
