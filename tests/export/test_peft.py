@@ -102,6 +102,7 @@ def test_stock_peft_gives_our_logits(base: Recogniser, make_voice: MakeVoice, tm
         ("use_rslora", True), ("use_dora", True), ("bias", "all"), ("modules_to_save", ["ctc_head"]),
         ("rank_pattern", {"q_proj": 2}), ("alpha_pattern", {"q_proj": 2}), ("fan_in_fan_out", True),
         ("lora_bias", True), ("layer_replication", [[0, 1]]), ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "lora_ga"),
         ("something_of_tomorrow", 3),
     ],
 )  # fmt: skip

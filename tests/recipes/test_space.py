@@ -153,6 +153,10 @@ def test_a_space_that_was_stopped_goes_on(base: Path, tmp_path: Path, monkeypatc
     assert last.rounds == [6]
     assert Generator.read(again).hash == Generator.read(train_space(base, corpus, tmp_path / "whole", wanted)).hash
     assert sorted(p.name for p in again.parent.iterdir()) == ["report.json", "space.safetensors"]
+    still = Watch(-1)
+    assert train_space(base, corpus, again.parent, wanted, still) == again and still.rounds == [], "it is finished"
+    with pytest.raises(UsageError, match="is a space of other settings, base or speech; choose another --output"):
+        train_space(base, corpus, again.parent, replace(wanted, seed=1), Silent())
 
 
 @pytest.mark.parametrize("how", ["predict", "learn"])
@@ -195,9 +199,11 @@ def test_a_prediction_worth_nothing_says_so(r2: float, words: str) -> None:
         "speakers": ["a"],
         "numbers_per_voice": 8,
         "predictor": {"r2": r2},
+        "left_out": {f"s{k}": "1 utterance" for k in range(7)},
         "measured": {"relative_nats": -0.1, "interval_over_speakers": [-0.2, 0.0], "cer": [0.2, 0.1]},
     }
     told = _text(Path("space"), report)
+    assert "left out: 's4', 1 utterance\nand 2 more, in report.json" in told
     assert words in told and "-0%" not in told and "-30%" not in told
 
 
@@ -280,6 +286,22 @@ def test_an_unverified_voice_takes_no_name(base: Path, space: Path, tmp_path: Pa
     assert run(base, space, sound, tmp_path, tenant="clinic").replaced is None
     short = Store(tmp_path).resolve("new")[:10]
     assert enrol(base, space, short, sound, store=Store(tmp_path)).replaced is None
+
+
+def test_little_that_was_measured_verifies_nothing(base: Path, space: Path, tmp_path: Path) -> None:
+    """A comparison on a few utterances takes nobody's name, nor does a prediction from one, labelled or not."""
+    first = run(base, space, stranger(), tmp_path)
+    few = run(base, space, stranger(count=3), tmp_path, how="learn")
+    assert few.measured is not None and few.measured.units == 3 and few.measured.relative < 0
+    assert few.verified is None and few.voice is None and "give --replace" in few.text()
+    assert "over 5 utterances or more, so it verifies nothing" in few.text()
+    assert Store(tmp_path).resolve("new") == first.voice
+    with pytest.raises(UsageError, match=r"voice of that name .* unverified: there is nothing to verify it on"):
+        run(base, space, stranger(count=1), tmp_path, how="predict")
+    kept = run(base, space, stranger(count=3), tmp_path, how="learn", replace=True)
+    assert kept.replaced == first.voice and Store(tmp_path).get("new").card["verified"] is None
+    with pytest.raises(UsageError, match=r"0\.6 s of sound; a voice is predicted from 2 s or more"):
+        run(base, space, stranger(count=1), tmp_path / "other", how="predict")
 
 
 def test_one_voice_is_of_one_speaker(base: Path, space: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.narrow import Elastic
 from manyvoice.errors import ModelError, UsageError, VoiceError
 from manyvoice.recipes import personalize as recipe
+from manyvoice.recipes.export import export
 from manyvoice.recipes.personalize import Personalisation, personalize
 from manyvoice.recipes.sizes import SUBNET, extract_size, find_size
 from manyvoice.recipes.speakers import Split
@@ -170,6 +171,8 @@ def test_an_extracted_folder_may_be_a_base_itself(extracted: Path, corpus: Corpu
     assert found.loss < evaluate(served.voiced.variant.recogniser, corpus).loss
     voiced, _ = load_voiced(extracted, voice=kept[0], store=str(store))
     assert voiced.variant.size is None and voiced.variant.layers is None
+    exported, _ = export(extracted, tmp_path / "onnx", voices=[Store(store).get(kept[0])])
+    assert exported.model.is_file()
 
 
 @pytest.mark.parametrize("spoil", ["voices", "supernet", "all"])

@@ -10,6 +10,9 @@ import typer
 from manyvoice.cli.console import Terminal, emit, settings_of
 from manyvoice.errors import WorkError
 
+# Speakers left out that are named.
+_NAMED = 5
+
 
 def space(
     base: Annotated[str, typer.Argument(help="Model folder or hub id, the base.")],
@@ -50,11 +53,13 @@ def space(
 def _text(path: Path, report: dict[str, Any]) -> str:
     from manyvoice.recipes.space import worth_of_prediction
 
-    measured, predictor = report["measured"], report["predictor"]
+    measured, predictor, left_out = report["measured"], report["predictor"], report["left_out"]
     low, high = measured["interval_over_speakers"]
     return "\n".join(
         [
             f"{path}: {len(report['speakers'])} speakers, {report['numbers_per_voice']} numbers a voice",
+            *(f"left out: {name!r}, {why}" for name, why in list(left_out.items())[:_NAMED]),
+            *([f"and {len(left_out) - _NAMED} more, in report.json"] if len(left_out) > _NAMED else []),
             f"their utterances that were held out, against the base: {measured['relative_nats']:+.1%} nats "
             f"({low:+.1%} to {high:+.1%}), CER {measured['cer'][0]:.2%} to {measured['cer'][1]:.2%}",
             "from 2 to 15 s of speech, " + worth_of_prediction(predictor["r2"], "speakers left out"),

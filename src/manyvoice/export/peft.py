@@ -37,7 +37,7 @@ _HARMLESS = {
     "megatron_core", "qalora_group_size",
 }  # fmt: skip
 # Starts that leave the base as it is; the others move part of its weights into the update.
-_STARTS = (None, True, False, "gaussian", "orthogonal", "eva", "lora_ga")
+_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 def to_peft(voice: Voice, model: PreTrainedModel, folder: Path, *, base_model: str | None = None) -> Path:

@@ -22,7 +22,7 @@ from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import Corpus
 from manyvoice.data.pauses import cut_at_pauses
 from manyvoice.errors import UsageError
-from manyvoice.recipes.space import MASKS, Difference, Learning, Space, plain_losses, worth_of_prediction
+from manyvoice.recipes.space import FEWEST, MASKS, Difference, Learning, Space, plain_losses, worth_of_prediction
 from manyvoice.recipes.transcribe import Recording
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
@@ -76,7 +76,7 @@ class Enrolled:
         made_by: "embedding predicted" or "embedding learned".  voice: its hash; None if it was not kept.
         replaced: hash of the voice that had the name until now, if another one had.
         predicted, learned, refined: relative nats against the base (``refined``: against the voice before), measured on
-            utterances that were not learned from, except that ``refined`` chose among its rounds by them.
+            utterances that were not heard or learned from, except that ``refined`` chose among its rounds by them.
         moved: whether refining changed the voice after it was measured.
         said: what was decided and why, in order.
     """
@@ -100,8 +100,9 @@ class Enrolled:
 
     @property
     def verified(self) -> Difference | None:
-        """What is known of the voice itself, against the base; None where nothing is."""
-        return None if self.moved else self.measured
+        """What was measured of the voice itself, if that beats the base with its whole interval; None if not."""
+        measured = self.measured
+        return None if self.moved or measured is None or not measured.better else measured
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -137,7 +138,12 @@ def enrol(
         found, voice = job.run()
     else:
         found, voice = _heard(loaded, name, speech, wanted)
-    if voice is not None:
+    if voice is not None and found.verified is None and not wanted.replace and (there := _holder(name, store, wanted)):
+        found.said.append(
+            f"the store has a voice of that name ({there[:12]}), and this one is unverified: give --replace to put it in "
+            "its place, or another --name"
+        )
+    elif voice is not None:
         added = store.add_many([(name, voice)], wanted.tenant)[0]
         found.voice, found.replaced = added.hash, added.replaced
     return found
@@ -159,19 +165,22 @@ def _check_speaker(name: str, speech: Corpus | Sequence[Recording]) -> None:
 
 def _check_name(name: str, speech: Corpus | Sequence[Recording], store: Store, wanted: Enrolment) -> None:
     """UsageError if nothing will verify the voice and another has its name; said before anything is computed."""
-    lone = isinstance(speech, Corpus) and len(speech) == 1 and wanted.how != "predict"
-    if wanted.replace or isinstance(speech, Corpus) and not (lone or wanted.refine):
+    if wanted.replace or isinstance(speech, Corpus) and not (len(speech) == 1 or wanted.refine):
         return
-    try:
-        there = store.entry(name, wanted.tenant)
-    except UsageError:  # nobody has the name, or there is no store yet
-        return
-    if there.name == name:
+    if there := _holder(name, store, wanted):
         why = "refining changes it after it was measured" if wanted.refine else "there is nothing to verify it on"
         raise UsageError(
-            f"{name}: the store has a voice of that name ({there.hash[:12]}), and the new one would be unverified: "
+            f"{name}: the store has a voice of that name ({there[:12]}), and the new one would be unverified: "
             f"{why}; give --replace to put it in its place, or another --name"
         )
+
+
+def _holder(name: str, store: Store, wanted: Enrolment) -> str:
+    """The hash of the voice that has the name; empty if nobody has it, or there is no store yet."""
+    try:
+        return store.find(name, wanted.tenant) or ""
+    except UsageError:
+        return ""
 
 
 def pieces(recordings: Sequence[Recording], log_mel: LogMel) -> tuple[list[Tensor], Seconds]:
@@ -193,7 +202,7 @@ def _heard(space: Space, name: str, speech: Sequence[Recording], wanted: Enrolme
         )
     features, seconds = pieces(speech, space.variant.recogniser.log_mel)
     if seconds < SHORTEST:
-        raise UsageError(f"{name}: {seconds:.1f} s of sound; a voice is predicted from {SHORTEST:g} s or more")
+        raise UsageError(_too_short(name, seconds))
     found = Enrolled(name=name, seconds=round(seconds, 2), utterances=len(speech), made_by="embedding predicted")
     own = space.predict(features)
     found.said += [
@@ -235,6 +244,10 @@ class _Labelled:
                 "outside the space"
             )
             return self.found, None
+        if decided is not None and not decided.better:
+            self.found.said.append(
+                f"that is not better with its whole interval over {FEWEST} utterances or more, so it verifies nothing"
+            )
         voice = self.space.generator.voice(bank, 1, _card(self.found, self.wanted))
         return self.found, self._refined(voice) if self.wanted.refine else voice
 
@@ -242,15 +255,24 @@ class _Labelled:
         """A bank with the predicted voice in row 1, if it is to be taken."""
         found, generator = self.found, self.space.generator
         must = self.wanted.how == "predict"
+        if must and found.seconds < SHORTEST:
+            raise UsageError(_too_short(found.name, found.seconds))
         if not must and (generator.predictor is None or found.seconds < SHORTEST):
             found.said.append("not predicted: the space has no predictor, or there are less than two seconds")
             return None
-        bank = self.space.bank([self.name])
-        everything = range(len(self.corpus))
-        generator.place(bank, 1, self.space.predict([self.features.of(i, 0) for i in everything]))
-        found.predicted = self._against_base(bank, everything, [1] * len(self.corpus))
-        found.said += [_worth(self.space), f"predicted against the base: {found.predicted.sentence()}"]
-        if not must and not found.predicted.better:
+        parts = self._parts(range(len(self.corpus)))
+        bank = self.space.bank([self.name, *(f"{self.name} without part {k}" for k in range(len(parts)))])
+        heard = [self.features.of(i, 0) for i in range(len(self.corpus))]
+        generator.place(bank, 1, self.space.predict(heard))
+        found.said.append(_worth(self.space))
+        if len(parts) > 1:
+            for k, part in enumerate(parts):
+                generator.place(bank, 2 + k, self.space.predict([x for i, x in enumerate(heard) if i not in part]))
+            found.predicted = self._held_out(bank, parts)
+            found.said.append(f"predicted against the base, from the other utterances: {found.predicted.sentence()}")
+        else:
+            found.said.append("predicted from one utterance: nothing was verified, because none is left to verify on")
+        if not must and not (found.predicted is not None and found.predicted.better):
             found.said.append("that does not beat the base with its interval, so the voice is learned instead")
             return None
         found.made_by = "embedding predicted"
@@ -260,7 +282,7 @@ class _Labelled:
         """A bank with the learned voice in row 1; behind it those that have not seen a part of the utterances."""
         found = self.found
         found.made_by = "embedding learned"
-        parts = [self.rows[k :: min(_FOLDS, len(self.rows))] for k in range(min(_FOLDS, len(self.rows)))]
+        parts = self._parts(self.rows)
         without = {k: [i for i in self.rows if i not in part] for k, part in enumerate(parts)}
         speech = {self.name: list(self.rows)}
         if len(parts) > 1:
@@ -270,9 +292,7 @@ class _Labelled:
             self.corpus, self.features, speech, self.wanted.learning, lambda done, n, _: said("learning", done, n)
         )
         if len(parts) > 1:
-            rows = [i for part in parts for i in part]
-            owners = [2 + k for k, part in enumerate(parts) for _ in part]
-            found.learned = self._against_base(bank, rows, owners)
+            found.learned = self._held_out(bank, parts)
             found.said.append(f"learned against the base, on held-out utterances: {found.learned.sentence()}")
         else:
             found.said.append(
@@ -313,15 +333,27 @@ class _Labelled:
                 "verified_before_refining": before}  # fmt: skip
         return Voice(method=voice.method, tensors=bank.take(1), base=voice.base, tokenizer=voice.tokenizer, card=card)
 
-    def _against_base(self, bank: Bank, rows: Sequence[int], owners: Sequence[int]) -> Difference:
+    def _parts(self, rows: Sequence[int]) -> list[Sequence[int]]:
+        """What is held out in turn."""
+        count = min(_FOLDS, len(rows))
+        return [rows[k::count] for k in range(count)]
+
+    def _held_out(self, bank: Bank, parts: Sequence[Sequence[int]]) -> Difference:
+        """Each part with the row that has not seen it, rows 2 and on, against the base."""
+        rows = [i for part in parts for i in part]
+        owners = [2 + k for k, part in enumerate(parts) for _ in part]
         sides = [
             self.space.evaluate(self.corpus, self.features, bank, rows, of).nats for of in (owners, [0] * len(owners))
         ]
         return Difference.of(*sides)
 
 
+def _too_short(name: str, seconds: float) -> str:
+    return f"{name}: {seconds:.1f} s of sound; a voice is predicted from {SHORTEST:g} s or more"
+
+
 def _card(found: Enrolled, wanted: Enrolment) -> dict[str, Any]:
-    verified = found.measured
+    verified = found.verified
     return {
         "speaker": found.name, "made_by": found.made_by, "licence": wanted.licence, "seconds": found.seconds,
         "utterances": found.utterances,

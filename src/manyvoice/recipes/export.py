@@ -62,7 +62,7 @@ def export(
 
 
 def _with_voices(spec: str | Path, size: str | None, voices: Sequence[Voice]) -> tuple[Recogniser, VoiceInput]:
-    variant = load_variant(spec, size)
+    variant = load_variant(spec, size, base=voices[0].base)
     for voice in voices:
         variant.check(voice)
     put = VoiceInput(

@@ -24,7 +24,7 @@ from manyvoice.data.augment import Augment
 from manyvoice.data.check import check
 from manyvoice.data.collate import Collator, Features, HeldFeatures, Picked
 from manyvoice.data.manifest import Corpus
-from manyvoice.decode.evaluate import Evaluation, evaluate
+from manyvoice.decode.evaluate import Evaluation, evaluate, group_of
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.decode.wer import resampled_sums
 from manyvoice.errors import UsageError, WorkError
@@ -36,7 +36,7 @@ from manyvoice.submodels.generator import FILE, Generator, SpaceAdamW, generator
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.predict import EXAMPLES, Heard, Predictor, examples, fit_predictor, listen, taps_of
 from manyvoice.train import distributed
-from manyvoice.train.halfway import Halfway, digest_of
+from manyvoice.train.halfway import Halfway, digest_of, forget_all, halfway_of
 from manyvoice.train.owners import Best, LossesOf, OwnerTraining, Schedule, Speech
 from manyvoice.types import Batch
 
@@ -206,34 +206,46 @@ def train_space(
 ) -> Path:  # fmt: skip
     """Train a space on all speakers of a manifest; returns its file. Stopped half way, the same call goes on.
 
-    Under torchrun each process has its share of the speakers, and they learn what is shared together.
+    On the CPU. Under torchrun each process has its share of the speakers, and they learn what is shared together.
 
-    Raises: UsageError for a method that shares nothing, or fewer than 4 speakers with three utterances; CorpusError for
-        a manifest with bad rows; WorkError if a speaker's loss is not finite.
+    Raises: UsageError for a method that shares nothing, fewer than 4 speakers with three utterances, or a folder that
+        holds the space of other settings; CorpusError for a manifest with bad rows; WorkError if a speaker's loss is
+        not finite.
     """
-    accelerator = distributed.start("fp32")
+    accelerator = distributed.start("fp32", cpu=True)
     main = accelerator.is_main_process
     job = _Making(base, corpus, wanted or SpaceTraining(), (watcher or Silent()) if main else Silent(), accelerator)
-    told = (
-        asdict(job.wanted),
-        job.variant.base,
-        corpus.fingerprint,
-        [s.name for s in job.mine],
-        accelerator.num_processes,
-    )
-    halfway = Halfway(output / f"halfway-{accelerator.process_index}.safetensors", digest_of(*told))
+    made_of = digest_of(asdict(job.wanted), job.variant.base, corpus.fingerprint)
+    if _made_already(output, made_of):
+        return output / FILE
+    told = made_of, [s.name for s in job.mine], accelerator.num_processes
+    halfway = Halfway(halfway_of(output, accelerator.process_index), digest_of(*told))
     generator, report = job.run(halfway)
     if main:
         generator.write(output)
         try:
-            text = json.dumps({"hash": generator.hash, **report}, ensure_ascii=False, indent=1, default=str)
+            said = {"hash": generator.hash, "made_of": made_of, **report}
+            text = json.dumps(said, ensure_ascii=False, indent=1, default=str)
             (output / REPORT).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise WorkError(f"{output}: the report cannot be written ({error}); make room and run it again") from error
     accelerator.wait_for_everyone()
-    halfway.remove()
+    if main:
+        # a process of an earlier start may have left some too
+        forget_all(output)
     distributed.stop_group()
     return output / FILE
+
+
+def _made_already(output: Path, made_of: str) -> bool:
+    """Whether this very space is finished here. UsageError if one of other settings, base or speakers is."""
+    if not (output / FILE).exists():
+        return False
+    if (output / REPORT).exists() and read_report(output).get("made_of") == made_of:
+        return True
+    raise UsageError(
+        f"{output / FILE} is a space of other settings, base or speech; choose another --output, or delete it"
+    )
 
 
 def worth_of_prediction(r2: float, speakers: str) -> str:
@@ -271,6 +283,8 @@ class _Making:
             raise UsageError(f"method {wanted.method}: its voices share nothing, so they have no space; take generated")
         check(corpus, tokenizer=recogniser.tokenizer, encoder_frames=recogniser.encoder_frames).raise_if_bad()
         self.speakers, self.left_out = split_speakers(corpus, wanted.by, wanted.split)
+        if nobodys := sum(group_of(u, wanted.by) is None for u in corpus):
+            watcher.note(f"{nobodys} of {len(corpus)} utterances do not say their {wanted.by!r} and are left out")
         enough = max(_SPEAKERS, accelerator.num_processes)
         if len(self.speakers) < enough:
             raise UsageError(

@@ -122,8 +122,9 @@ class Predictor:
     Args:
         taps: paths of the modules that are listened to.
         centre, weights, mean: x0 N, P W / s N E, and y0 E.
-        r2: share of the variance of the speakers' numbers that it predicts for a speaker it has not seen: each left out
-            in turn, of everything.  0 is as good as always guessing the mean.
+        r2: share of the variance of the speakers' numbers that it predicts for a speaker whom the regression has not
+            seen, each left out in turn.  What voices share has learned from them all, and the ridge is the best of
+            several by these errors, so it is a little flattered.  0 is as good as always guessing the mean.
         speakers, components, ridge: that it was fitted on, and with.
     """
 

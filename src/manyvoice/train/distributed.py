@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16", "fp64"]
 # DistributedDataParallel's bucket is 25 MB; twice that keeps links busy and costs little memory.
 CHUNK_BYTES = 64 * 2**20
+# Ranks that are done wait for the slowest, who may have hours of speakers left; one that dies ends all through torchrun.
+PATIENCE = datetime.timedelta(days=1)
 
 
 def start(precision: Precision, *, cpu: bool = False) -> Accelerator:
@@ -24,6 +27,7 @@ def start(precision: Precision, *, cpu: bool = False) -> Accelerator:
     return Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
         cpu=cpu or not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
 
 
