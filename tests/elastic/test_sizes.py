@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyvoice.elastic.sampling import Alone, Sandwich
-from manyvoice.elastic.sizes import Grid, layer_order, nested_sizes
+from manyvoice.elastic.search import random_search
+from manyvoice.elastic.sizes import Grid, is_nested, layer_order, nested_sizes
 from manyvoice.elastic.subnet import Subnet, read_subnet, uniform, whole, write_subnet
 from manyvoice.errors import ModelError, UsageError
 from manyvoice.models.anatomy import parameter_count
@@ -52,6 +53,37 @@ def test_the_default_sizes_of_a_laptop_s_model(grid: Grid) -> None:
     assert [s.name for s in sizes] == ["100", "75", "55", "40", "25"]
     assert sizes[0].kept == whole(grid.anatomy).kept
     assert grid.costs(sizes[0]).parameters == parameter_count(grid.model)
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.5, 0.9, 1.0, 7.0])
+def test_random_search_reaches_every_budget(grid: Grid, budget: float) -> None:
+    """Of other depths and widths, near the budget, and the best comes first."""
+    shares: list[float] = []
+
+    def score(subnet: Subnet) -> float:
+        shares.append(grid.share(subnet))
+        return -shares[-1]
+
+    found = random_search(grid, budget, score, tries=6)
+    most = min(budget, 1.0)
+    assert len(found) == len(shares) == 6 and len({f.subnet.kept for f in found}) == 6
+    assert all(0.9 * most <= f.taken <= most * (1 + 1e-6) for f in found)
+    assert found[0].score == -max(shares)
+    assert budget > 0.5 or len({f.subnet.layers(grid.anatomy) for f in found}) > 1
+    with pytest.raises(UsageError, match="search: found no subnet that takes"):
+        random_search(grid, 1e-4, score, tries=2)
+
+
+def test_a_size_beside_others_is_nested_if_it_can_be(grid: Grid) -> None:
+    sizes = nested_sizes(grid, [1.0, 0.75, 0.55, 0.4, 0.25])
+    count = {True: 0, False: 0}
+    for percent in range(20, 100, 4):
+        (between,) = nested_sizes(grid, [percent / 100], beside=sizes)
+        (free,) = nested_sizes(grid, [percent / 100])
+        count[is_nested(between, sizes)] += 1
+        assert grid.share(between) >= 0.6 * percent / 100
+        assert is_nested(between, sizes) or between.kept == free.kept
+    assert count[True] > 15, count
 
 
 def test_budgets_in_parameters(grid: Grid) -> None:

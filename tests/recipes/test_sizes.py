@@ -393,6 +393,41 @@ def test_what_is_found_may_be_reported_on_other_speech_than_chose(
     assert rows[2]["how"] == "size 30"
 
 
+def test_a_budget_of_time_is_kept(supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule only estimates; what it gives is measured, and made smaller until it fits."""
+    copied = tmp_path / "model"
+    shutil.copytree(supernet, copied)
+    recogniser = Recogniser.load(copied)
+    costs = Elastic(recogniser.model)
+
+    def slow(_: Recogniser, elastic: Elastic, subnet: Subnet) -> float:
+        return 10.0 + 10.0 * len(subnet.kept) / len(costs.anatomy.components)
+
+    # the rule thinks that all is twice as fast as it is
+    monkeypatch.setattr(find, "milliseconds", slow)
+    monkeypatch.setattr(find, "latency", lambda grid, recogniser: lambda subnet: slow(recogniser, costs, subnet) / 2)
+    dev = open_corpus(supernet.parent / "dev.jsonl")
+    rows = find.find_sizes(copied, dev, find.Budget(limit=16.0, of="latency"), tries=2, keep=True)
+    assert rows[0]["how"] == "uniform" and all(row["taken"] <= 16.0 for row in rows)
+    kept = next(size for size in read_sizes(copied, recogniser) if size.subnet.name == "16ms")
+    assert kept.document["budget"]["taken"] == slow(recogniser, costs, kept.subnet) <= 16.0
+
+
+def test_error_rates_of_other_corpora_stand_apart(
+    supernet: Path, tmp_path: Path, run_cli: Callable[..., Any]
+) -> None:
+    copied = tmp_path / "model"
+    shutil.copytree(supernet, copied)
+    assert "WER on dev" in run_cli("subnets", copied, "ls").stdout
+    other = open_corpus(supernet.parent / "train.jsonl")
+    find.find_sizes(copied, other, find.Budget(limit=0.8, of="macs"), keep=True)
+    listed = json.loads(run_cli("subnets", copied, "ls", "--json").stdout)["sizes"]
+    on = {row["size"]: row["measured_on"] for row in listed}
+    assert on.pop("80") == f"dev ({other.fingerprint[:8]})" and len(set(on.values())) == 1 < len({*on.values(), "80"})
+    table = run_cli("subnets", copied, "ls").stdout
+    assert "WER on dev" not in table and other.fingerprint[:4] in table
+
+
 def test_a_fit_without_negative_costs() -> None:
     counts = np.asarray([[1.0, d, d * c, d * h] for d in (1, 3, 6) for c in (1, 4) for h in (1, 4)])
     costs = np.asarray([2.0, 1.0, 0.5, 0.25])

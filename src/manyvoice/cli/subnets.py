@@ -87,7 +87,9 @@ def _show_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
         return
     columns = ["size", "M params", "MACs", "GMACs", "WER", "95 % interval"]
     on = sorted({row["measured_on"] for row in rows} - {"what was given"})
-    columns[4] += f" on {' or '.join(on)}" if on else ""
+    apart = len(on) > 1
+    columns[4] += f" on {on[0]}" if on and not apart else ""
+    columns += ["on"] if apart else []
     fast = "times_real_time" in rows[0]
     drawn = []
     for row in rows:
@@ -95,6 +97,7 @@ def _show_table(rows: list[dict[str, Any]], *, as_json: bool) -> None:
         cells = [
             row["size"], f"{row['parameters'] / 1e6:.2f}", f"{row['layer_macs_share']:.0%}", f"{row['macs'] / 1e9:.2f}",
             f"{row['wer']:.2%}", f"{100 * interval[0]:.1f} to {interval[1]:.1%}" if interval else "",
+            *([row["measured_on"]] if apart else []),
         ]  # fmt: skip
         drawn.append([*cells, f"{row['times_real_time']:.0f}"] if fast else cells)
     note = "MACs: share of the layers' MACs; GMACs: in 10 s of sound"

@@ -25,6 +25,8 @@ _ELASTIC: tuple[ComponentKind, ...] = ("ff_chunk", "head")
 # A size may leave so much of what fits its budget unused for the sake of balance; an e-fold of imbalance costs 0.15
 # e-folds of it.
 _UNUSED, _BALANCE = 0.3, 0.15
+# And so much so that it is nested among sizes that are there.
+_UNUSED_NESTED = 0.1
 
 
 def layer_order(depth: int) -> list[int]:
@@ -103,19 +105,22 @@ class Grid:
         return max(kept) - min(kept) if kept else 0.0
 
 
-def nested_sizes(grid: Grid, budgets: Sequence[float], measure: Measure | None = None) -> list[Subnet]:
+def nested_sizes(
+    grid: Grid, budgets: Sequence[float], measure: Measure | None = None, *, beside: Sequence[Subnet] = ()
+) -> list[Subnet]:
     """For each budget the subnet nearest below it that is well balanced; nested in one another, largest first.
 
     Args:
         budgets: limits in what ``measure`` tells; without one, shares of the whole model's layer MACs.
         measure: parameters, MACs, seconds on a device: anything that grows with the subnet.
+        beside: sizes that each should contain or be contained in, if one does that leaves at most a tenth unused.
     Raises: UsageError if a budget is below what the smallest subnet takes, or two budgets give one size.
     """
     measure = measure or grid.share
     found: list[Subnet] = []
     within = grid.largest
     for budget in sorted(budgets, reverse=True):
-        shape = _best(grid, budget, within, measure)
+        shape = _best(grid, budget, within, measure, beside)
         subnet = grid.subnet(shape, _name(budget if budget <= 1 else grid.share(grid.subnet(shape, ""))))
         if found and subnet.kept == found[-1].kept:
             raise UsageError(
@@ -130,7 +135,12 @@ def nested_sizes(grid: Grid, budgets: Sequence[float], measure: Measure | None =
     return found
 
 
-def _best(grid: Grid, budget: float, within: Shape, measure: Measure) -> Shape:
+def is_nested(subnet: Subnet, sizes: Sequence[Subnet]) -> bool:
+    """Whether it contains, or is contained in, each of them."""
+    return all(subnet in size or size in subnet for size in sizes)
+
+
+def _best(grid: Grid, budget: float, within: Shape, measure: Measure, beside: Sequence[Subnet]) -> Shape:
     values = {shape: measure(grid.subnet(shape, "")) for shape in grid.shapes(within)}
     fitting = {shape: value for shape, value in values.items() if value <= budget * (1 + 1e-9)}
     if not fitting:
@@ -140,6 +150,11 @@ def _best(grid: Grid, budget: float, within: Shape, measure: Measure) -> Shape:
     if most == max(values.values()) and budget >= most:
         return max(fitting, key=lambda s: (fitting[s], s))
     near = [s for s, value in fitting.items() if value >= most * (1 - _UNUSED)]
+    if beside:
+        # the line of sizes stays one, if that leaves little unused
+        there = {size.kept for size in beside}
+        subnets = {s: grid.subnet(s, "") for s in near if fitting[s] >= most * (1 - _UNUSED_NESTED)}
+        near = [s for s, n in subnets.items() if n.kept not in there and is_nested(n, beside)] or near
     return min(near, key=lambda s: (math.log(most / fitting[s]) + _BALANCE * grid.imbalance(s), s))
 
 

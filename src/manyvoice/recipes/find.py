@@ -18,7 +18,7 @@ from manyvoice.decode.speed import machine
 from manyvoice.elastic.extract import extract
 from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.search import random_search
-from manyvoice.elastic.sizes import Grid, Measure, Shape, nested_sizes
+from manyvoice.elastic.sizes import Grid, Measure, Shape, is_nested, nested_sizes
 from manyvoice.elastic.subnet import Subnet, whole
 from manyvoice.errors import UsageError
 from manyvoice.models import batchnorm
@@ -63,6 +63,9 @@ def find_sizes(
 ) -> list[dict[str, Any]]:
     """Rows of a budget: the balanced uniform subnet, the best of ``tries`` drawn at random, and the model's own size.
 
+    The uniform one is nested among the model's sizes where one is that leaves at most a tenth of the budget unused;
+    those at random need not be. What a budget of time gives was measured to keep it.
+
     Statistics are measured on the corpus's sound where the supernet's sizes have their own, and error rates on its
     texts.
 
@@ -95,14 +98,33 @@ def find_sizes(
         return float(found["wer"])
 
     everything = whole(elastic.anatomy).kept
-    uniform = nested_sizes(grid, [budget.limit], measure)[0]
+    time_of: dict[frozenset[str], float] = {}
+
+    def taken(subnet: Subnet) -> float:
+        """Measured where it is time, which the rule to choose by only estimates."""
+        if budget.of != "latency":
+            return measure(subnet)
+        if subnet.kept not in time_of:
+            time_of[subnet.kept] = milliseconds(recogniser, elastic, subnet)
+        return time_of[subnet.kept]
+
+    sizes = [size.subnet for size in there]
+    limit = budget.limit
+    uniform = nested_sizes(grid, [limit], measure, beside=sizes)[0]
+    while taken(uniform) > budget.limit:
+        limit *= min(0.99, budget.limit / taken(uniform))
+        uniform = nested_sizes(grid, [limit], measure, beside=sizes)[0]
     score(uniform)
     chosen, tried = [("uniform", uniform)], 0
     if tries:
-        at_random = random_search(grid, budget.limit, score, tries=tries, measure=measure)
+        try:
+            at_random = random_search(grid, budget.limit, score, tries=tries, measure=measure)
+        except UsageError as error:
+            watcher.note(str(error))
+            at_random = []
         tried = len(at_random)
-        chosen.append(("random search", at_random[0].subnet))
-    named = next((size for size in there if measure(size.subnet) <= budget.limit), None)
+        chosen += [("random search", f.subnet) for f in at_random if taken(f.subnet) <= budget.limit][:1]
+    named = next((size for size in there if taken(size.subnet) <= budget.limit), None)
     if named is not None and named.subnet.kept != uniform.kept:
         # as the model has it, with its own statistics
         scored[named.subnet.kept] = named, evaluate(alone(recogniser, elastic, named), corpus).as_dict()
@@ -113,9 +135,8 @@ def find_sizes(
         if test is not None:
             found = evaluate(alone(recogniser, elastic, size), test).as_dict()
         costs = cost_of(recogniser.model, recogniser.family, subnet.kept)
-        taken = milliseconds(recogniser, elastic, subnet) if budget.of == "latency" else measure(subnet)
         rows.append(
-            {"how": how, "taken": taken, "share": grid.share(subnet), "parameters": costs.parameters,
+            {"how": how, "taken": taken(subnet), "share": grid.share(subnet), "parameters": costs.parameters,
              "wer": found["wer"], "wer_interval": found.get("wer_interval"),
              "tried": tried if how == "random search" else 1}
         )  # fmt: skip
@@ -125,18 +146,21 @@ def find_sizes(
         if same is not None:
             watcher.note(f"nothing kept: size {same}, which the model has, is within the budget and none is better")
         else:
-            _keep(recogniser, elastic, replace(scored[best.kept][0], subnet=replace(best, name=budget.name)), budget,
-                  corpus, watcher)  # fmt: skip
+            size = replace(scored[best.kept][0], subnet=replace(best, name=budget.name))
+            _keep(recogniser, elastic, size, budget, taken(best), corpus, watcher)
+            if not is_nested(best, sizes):
+                watcher.note("it neither contains nor is contained in every other size of the model")
     return rows
 
 
 def _keep(
-    recogniser: Recogniser, elastic: Elastic, size: Size, budget: Budget, corpus: Corpus, watcher: Watcher
-) -> None:
+    recogniser: Recogniser, elastic: Elastic, size: Size, budget: Budget, taken: float, corpus: Corpus,
+    watcher: Watcher,
+) -> None:  # fmt: skip
     """Put a size among the model's."""
     results = measured(alone(recogniser, elastic, size), {"dev": corpus}, watcher, f"size {budget.name} on")
     costs = cost_of(recogniser.model, recogniser.family, size.subnet.kept)
-    asked = asdict(budget) | {"machine": machine()["processor"]}
+    asked = asdict(budget) | {"taken": taken, "machine": machine()["processor"]}
     write_size(recogniser, size, {"costs": asdict(costs), "results": results, "budget": asked})
     watcher.note(f"kept as size {budget.name}")
 

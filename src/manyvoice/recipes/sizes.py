@@ -241,8 +241,9 @@ def compare_sizes(
     sizes = all_sizes(recogniser)
     rows = []
     largest = sizes[0].document["costs"]["layer_macs"]
-    # one corpus for all of them: sizes that were found later may have been measured on less
-    roles = [role for role in ("test", "dev") if all(role in size.document["results"] for size in sizes)]
+    # one corpus for all of them if there is one: sizes that were found later may have been measured on another
+    roles = [role for role in ("test", "dev") if len({_heard(size, role) for size in sizes} - {None}) == 1
+             and all(role in size.document["results"] for size in sizes)]  # fmt: skip
     for size in sizes:
         small = alone(recogniser, elastic, size)
         costs = size.document["costs"]
@@ -251,8 +252,9 @@ def compare_sizes(
             "layer_macs_share": round(costs["layer_macs"] / largest, 4), "macs": costs["macs"],
         }  # fmt: skip
         if corpus is None:
-            role = roles[0] if roles else next(iter(size.document["results"]))
+            role = roles[0] if roles else next(role for role in ("test", "dev") if role in size.document["results"])
             found = size.document["results"][role]
+            role = role if roles else f"{role} ({str(_heard(size, role))[:8]})"
         else:
             name = f"size {size.subnet.name}"
             found = evaluate(
@@ -266,6 +268,12 @@ def compare_sizes(
             row["times_real_time"] = round(speed_of(small).rtfx, 1)
         rows.append(row)
     return rows
+
+
+def _heard(size: Size, role: str) -> str | None:
+    """Fingerprint of the corpus that a size was measured on in that role."""
+    found: str | None = size.document["results"].get(role, {}).get("corpus")
+    return found
 
 
 def speed_of(recogniser: Recogniser) -> Speed:
