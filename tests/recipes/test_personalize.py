@@ -290,9 +290,10 @@ def test_a_voice_that_was_replaced_or_removed_is_told_of(job: Job, base: Path, t
     second = personalize(base, job.of("ann"), tmp_path / "second", wanted, store=store)
     newer = store.find("ann")
     assert newer not in (None, older) and f"\n- ann: its voice takes the place of {older[:12]}" in second.text()
-    assert f"since then {(newer or '')[:12]} has taken its place" in personalize(
-        base, job.of("ann"), tmp_path / "first", WANTED, store=store
-    ).text()
+    assert (
+        f"since then {(newer or '')[:12]} has taken its place"
+        in personalize(base, job.of("ann"), tmp_path / "first", WANTED, store=store).text()
+    )
     store.remove("ann")
     gone = personalize(base, job.of("ann"), tmp_path / "second", wanted, store=store)
     assert gone.headline().startswith("0 of 1") and "was removed from the store since" in gone.text()

@@ -413,9 +413,7 @@ def test_a_budget_of_time_is_kept(supernet: Path, tmp_path: Path, monkeypatch: p
     assert kept.document["budget"]["taken"] == slow(recogniser, costs, kept.subnet) <= 16.0
 
 
-def test_error_rates_of_other_corpora_stand_apart(
-    supernet: Path, tmp_path: Path, run_cli: Callable[..., Any]
-) -> None:
+def test_error_rates_of_other_corpora_stand_apart(supernet: Path, tmp_path: Path, run_cli: Callable[..., Any]) -> None:
     copied = tmp_path / "model"
     shutil.copytree(supernet, copied)
     assert "WER on dev" in run_cli("subnets", copied, "ls").stdout

@@ -76,15 +76,15 @@ def _trimmed(grid: Grid, budget: float, measure: Measure, rng: random.Random, na
     depth = grid.anatomy.depth
     layers = set(rng.sample(range(depth), rng.randint(1, depth)))
     kept = {c.name for c in grid.anatomy.components if c.layer in layers}
-    leaving = []
+    leaving: list[list[str]] = []
     for i, components in by_layer(grid.anatomy):
         for _, units in by_part(components) if i in layers else ():
             leaving += [[c.name for c in units]] * (len(units) - 1)
     rng.shuffle(leaving)
-    order, left = [], {units[0]: len(units) for units in leaving}
-    for units in leaving:
-        left[units[0]] -= 1
-        order.append(units[left[units[0]]])
+    order, left = [], {part[0]: len(part) for part in leaving}
+    for part in leaving:
+        left[part[0]] -= 1
+        order.append(part[left[part[0]]])
 
     def without(count: int) -> Subnet:
         return Subnet(name=name, kept=frozenset(kept.difference(order[:count])))

@@ -140,8 +140,8 @@ def enrol(
         found, voice = _heard(loaded, name, speech, wanted)
     if voice is not None and found.verified is None and not wanted.replace and (there := _holder(name, store, wanted)):
         found.said.append(
-            f"the store has a voice of that name ({there[:12]}), and this one is unverified: give --replace to put it in "
-            "its place, or another --name"
+            f"the store has a voice of that name ({there[:12]}), and this one is unverified: give --replace to put it "
+            "in its place, or another --name"
         )
     elif voice is not None:
         added = store.add_many([(name, voice)], wanted.tenant)[0]

@@ -430,7 +430,9 @@ def _as_stored(outcome: Outcome, store: Store, tenant: str) -> Outcome:
         return outcome
     now = store.find(outcome.speaker, tenant)
     if now is None:
-        return replace(outcome, kept=False, why=f"its voice {(outcome.voice or '')[:12]} was removed from the store since")
+        return replace(
+            outcome, kept=False, why=f"its voice {(outcome.voice or '')[:12]} was removed from the store since"
+        )
     if now != outcome.voice:
         return replace(outcome, said=(*outcome.said, f"since then {now[:12]} has taken its place in the store"))
     return outcome

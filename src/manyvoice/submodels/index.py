@@ -97,8 +97,8 @@ class Copies:
 
     def _failed(self, error: OSError) -> VoiceError:
         return VoiceError(
-            f"{self._folder}: says where copies of voices are, and cannot be used ({error}); let MANYVOICE_CACHE name a "
-            "folder that can be, and has room"
+            f"{self._folder}: says where copies of voices are, and cannot be used ({error}); let MANYVOICE_CACHE name "
+            "a folder that can be, and has room"
         )
 
 

@@ -344,8 +344,8 @@ class _Slots:
         count = min(self._count, self._most // row - 1)
         if count < 1:
             raise VoiceError(
-                f"a voice of {method.name} with these settings takes {row} bytes on the device, and with the base's row "
-                f"as much again, more than device_bytes = {self._most}: allow more, or train it with smaller settings"
+                f"a voice of {method.name} with these settings takes {row} bytes on the device and the base's row as "
+                f"many, more than device_bytes = {self._most}: allow more, or train it with smaller settings"
             )
         holding = {slot.bank for slot in held.values()}
         while len(self._banks) == METHODS or self._taken() + (count + 1) * row > self._most:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 Precision = Literal["fp32", "bf16", "fp64"]
 # DistributedDataParallel's bucket is 25 MB; twice that keeps links busy and costs little memory.
 CHUNK_BYTES = 64 * 2**20
-# Ranks that are done wait for the slowest, who may have hours of speakers left; one that dies ends all through torchrun.
+# Ranks that are done wait for the slowest, who may have hours of work left; if one dies, torchrun ends all.
 PATIENCE = datetime.timedelta(days=1)
 
 
