@@ -306,7 +306,9 @@ def budget(bench: Bench) -> dict[str, Any]:
     """What two arms must share to be compared."""
     return {"epochs": 1 if bench.toy else int(bench.option("epochs", "4")),
             "batch_seconds": float(bench.option("seconds", "40")),
-            "optimizer": bench.option("optimizer", "scaledadam")}  # fmt: skip
+            "optimizer": bench.option("optimizer", "scaledadam"),
+            # as all sizes but the largest always had them; models alone and the largest had those of training at first
+            "statistics": "measured anew"}  # fmt: skip
 
 
 def seconds_of(output: Path) -> float:
@@ -517,7 +519,7 @@ def _pairs(rows: list[dict[str, Any]]) -> dict[str, Pair]:
     """
 
     def shared(r: dict[str, Any]) -> tuple[Any, ...]:
-        return r["lr"], r["epochs"], r.get("batch_seconds"), r.get("optimizer")
+        return r["lr"], r["epochs"], r.get("batch_seconds"), r.get("optimizer"), r.get("statistics")
 
     def paired(settings: tuple[Any, ...]) -> dict[str, Pair]:
         found = {}

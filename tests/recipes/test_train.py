@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +125,23 @@ def test_an_average_of_checkpoints_can_be_the_model(
     torch.testing.assert_close(found.double(), sum(parts) / 3, atol=1e-7, rtol=1e-6)
     norms = [n for n in weights(model) if n.endswith("running_mean")]
     assert any(not torch.equal(weights(model)[n], load_file(kept[-1].path / "model.safetensors")[n]) for n in norms)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_statistics_measured_anew_are_taken_where_dev_says_so(
+    configure: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
+    monkeypatch.setattr(recipe.Training, "_evaluate", lambda self: {"dev_wer": 0.5})
+    found = SimpleNamespace(words=SimpleNamespace(rate=0.4 if better else 0.6))
+    monkeypatch.setattr(recipe.Training, "_on_dev", lambda self: found)
+    model = train(configure(tmp_path / "run", augment__time_share=0.5))
+    (kept,) = Keeper(tmp_path / "run" / "checkpoints", last=3).list()
+    anew = f"{kept.path.name}, statistics measured anew"
+    assert read_card(model)["checkpoint"] == (anew if better else kept.path.name)
+    ours, there = weights(model), load_file(kept.path / "model.safetensors")
+    same = {name: torch.equal(ours[name], there[name]) for name in ours}
+    assert all(same[name] for name in ours if "running_" not in name and "num_batches" not in name)
+    assert any(not same[name] for name in ours if "running_" in name) == better
 
 
 def test_statistics_are_measured_again_on_sound_as_it_is(configure: Made, tmp_path: Path) -> None:

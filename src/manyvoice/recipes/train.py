@@ -7,8 +7,9 @@ output/events/         TensorBoard               output/cache/         features
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, final
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch import Tensor
 
 from manyvoice.config import RunConfig, make_run, read_run
 from manyvoice.data.plan import Plan, check_ranks
@@ -312,25 +314,39 @@ class Training:
         return folder
 
     def _choose(self) -> str:
+        """Load what is best on dev: the best checkpoint, the same with statistics measured anew, or a mean of the last.
+
+        Statistics that were gathered in training are of masked sound, and of weights that have moved on since.
+        """
         best = self.keeper.best() or self.keeper.newest()
         if best is None:
             raise CheckpointError(f"{self.keeper.folder} holds no checkpoint to save; run the same command again")
-        count = self.config.train.average
-        if count > 1:
+        made = {best.path.name: partial(self._load, lambda: load(best.path).tensors["model"], anew=False)}
+        rates = {best.path.name: best.metric}
+        if not self.frozen and any(True for _ in batchnorm.masked_norms(self.model)):
+            name = f"{best.path.name}, statistics measured anew"
+            made[name] = partial(self._load, lambda: load(best.path).tensors["model"], anew=True)
+        if (count := self.config.train.average) > 1:
             last = [k.path for k in self.keeper.list() if not k.passing and self._growing(k.step - 1) is None][-count:]
-            self.model.load_state_dict(average(last))
-            if not self.frozen:
-                self._recalibrate()
-            averaged = self._on_dev().words.rate
-            self.watcher.note(f"mean of the last {len(last)} checkpoints: dev WER {averaged:.2%}")
-            if best.metric is None or averaged < best.metric:
-                return f"mean of {', '.join(p.name for p in last)}"
-        self.model.load_state_dict(load(best.path).tensors["model"])
-        return best.path.name
+            name = f"mean of {', '.join(p.name for p in last)}"
+            made[name] = partial(self._load, lambda: average(last), anew=not self.frozen)
+        loaded = ""
+        for name, make in made.items():
+            if name not in rates:
+                make()
+                loaded, rates[name] = name, self._on_dev().words.rate
+                self.watcher.note(f"{name}: dev WER {rates[name]:.2%}")
+        # of equals the last, which has seen most
+        chosen = min(reversed(rates), key=lambda name: math.inf if rates[name] is None else float(rates[name] or 0.0))
+        if chosen != loaded:
+            made[chosen]()
+        return chosen
 
-    def _recalibrate(self) -> None:
-        """Statistics of averaged weights are not the average of statistics: measure them."""
-        batchnorm.recalibrate(self.model, self._forwards())
+    def _load(self, weights: Callable[[], Mapping[str, Tensor]], *, anew: bool) -> None:
+        """Take weights; with ``anew`` measure their statistics, which of a mean are not the mean of statistics."""
+        self.model.load_state_dict(weights())
+        if anew:
+            batchnorm.recalibrate(self.model, self._forwards())
 
     def _forwards(self) -> Iterator[Any]:
         """Passes over training data without augmentation, from which statistics are measured."""
