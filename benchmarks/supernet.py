@@ -60,24 +60,24 @@ GROWN = "only the largest once grown"
 ARMS: dict[str, dict[str, Any]] = {
     "supernet": {},
     "largest from the start": {"elastic": {"grow": 0.0}},
-    "no distillation": {"elastic": {"distill": "none"}},
+    "KL": {"elastic": {"distill": "kl"}},
     "alpha": {"elastic": {"distill": "alpha"}},
     "fixed dropout": {"elastic": {"dropout": False}},
     "AdamW": {"optimizer": {"name": "adamw"}},
-    "no sandwich": {"elastic": {"sandwich": False, "distill": "none"}},
+    "no sandwich": {"elastic": {"sandwich": False}},
     # the others count for nothing once the smallest has grown: is the largest's gain from growing alone?
-    GROWN: {"elastic": {"distill": "none", "weight": 1e-9}},
+    GROWN: {"elastic": {"weight": 1e-9}},
     "one other at a time": {"elastic": {"others": 1}},
     "AlphaNet's": {"elastic": {"grow": 0.0, "distill": "alpha", "hard": 0.0, "others": 3, "named": 0.0}},
 }
-# Rows of these are from before a supernet grew; only a command that names them makes them again.
+# Rows of these are from before a supernet grew; only a command that names them makes them again. Where a row's command
+# names another arm, KL was the default then: its plain supernet is `KL` here, its `no distillation` the supernet.
 EARLIER: dict[str, dict[str, Any]] = {
     "alpha, one other at a time": {"elastic": {"grow": 0.0, "others": 1, "named": 0.5, "distill": "alpha"}},
     "no distillation, others at 0.5": {
         "elastic": {"grow": 0.0, "others": 1, "named": 0.5, "distill": "none", "weight": 0.5}
     },
     "no distillation, two sizes at 0.5": {"elastic": {"grow": 0.0, "distill": "none", "weight": 0.5}},
-    "no distillation, largest from the start": {"elastic": {"grow": 0.0, "distill": "none"}},
 }
 # Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
 SHAPES: dict[str, dict[str, int]] = {

@@ -147,7 +147,7 @@ class ElasticConfig(_Section):
     grow: Annotated[float, Field(ge=0, lt=1)] | None = None
     others: Positive = 2
     named: Share = 1.0
-    distill: Literal["alpha", "kl", "none"] = "kl"
+    distill: Literal["alpha", "kl", "none"] = "none"
     hard: Share = 0.5
     weight: Annotated[float, Field(gt=0, le=10)] = 1.0
     dropout: bool = True

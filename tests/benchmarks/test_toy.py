@@ -95,8 +95,8 @@ def test_supernet(data: Path, tmp_path: Path) -> None:
     largest, took = timed["rows"][-2]["seconds_per_step"], timed["rows"][-3]["seconds_per_step"]
     assert timed["aims"][1]["measured"] == pytest.approx(took / largest, abs=1e-3)
     assert timed["aims"][1]["why"].startswith("median steps, timed in turn; the 2 alone take ")
-    compared = toy("supernet", tmp_path, "part=ablation", "arms=no distillation|supernet", "lrs=0.01,0.03")
-    (of_one,) = [aim for aim in compared["aims"] if "better than no distillation" in aim["name"]]
+    compared = toy("supernet", tmp_path, "part=ablation", "arms=KL|supernet", "lrs=0.01,0.03")
+    (of_one,) = [aim for aim in compared["aims"] if "better than KL" in aim["name"]]
     runs = [row for row in compared["rows"] if "part=ablation" in row["command"]]
     assert len(runs) == 8 and "of 2; the whole method" in of_one["why"]
     base = tmp_path / "runs" / "digits-supernet-0-0.02" / "model"
