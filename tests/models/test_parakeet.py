@@ -8,10 +8,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ParakeetForCTC, PreTrainedModel
 
+from manyvoice.elastic.extract import extract
+from manyvoice.elastic.narrow import Elastic
+from manyvoice.elastic.subnet import Subnet, whole
 from manyvoice.errors import ModelError
 from manyvoice.models.anatomy import anatomy_of
 from manyvoice.models.load import build_model
 from manyvoice.models.parakeet import FAMILY, PRESETS
+from manyvoice.models.parakeet_slim import ParakeetSlimForCTC
 from manyvoice.types import mask_of
 
 SMALL = dict(PRESETS["tiny"]) | {
@@ -108,6 +112,17 @@ def test_another_vocabulary_keeps_the_encoder(model: PreTrainedModel) -> None:
     one, other = (FAMILY.encode(m, x, len_B) for m in (model, new))
     assert torch.equal(one.x, other.x)
     assert FAMILY.logits(new, other).x.shape[-1] == 31
+
+
+def test_another_vocabulary_for_a_model_of_uneven_layers(model: PreTrainedModel) -> None:
+    elastic = Elastic(model)
+    gone = {c.name for c in elastic.anatomy.components if c.layer == 0 and c.kind == "ff_chunk" and c.index}
+    slim = extract(elastic, Subnet(name="uneven", kept=whole(elastic.anatomy).kept - gone))
+    assert isinstance(slim, ParakeetSlimForCTC)
+    new = FAMILY.renewed(slim, vocabulary=31, blank=30).double().eval()
+    x, len_B = torch.randn(1, 40, 80, dtype=torch.float64), torch.tensor([40])
+    assert torch.equal(FAMILY.encode(slim, x, len_B).x, FAMILY.encode(new, x, len_B).x)
+    assert (new.config.vocab_size, new.config.layer_sizes) == (31, slim.config.layer_sizes)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -82,6 +82,8 @@ def _onnx(
     if made.int8 is not None and made.int8_bytes is not None:
         document["int8"] = str(made.int8)
         lines.append(f"{made.int8}: {made.int8_bytes / 1e6:.1f} MB")
+        if corpus is None:
+            lines.append("what that costs in errors was not measured: --measure MANIFEST does")
     if made.voices:
         document["voices"] = {str(file): str(path) for file, path in zip(files, made.voices, strict=True)}
         lines += [f"{path}: {file}" for file, path in document["voices"].items()]

@@ -6,6 +6,7 @@ C  channels of the subsampling front end
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, final
@@ -132,10 +133,13 @@ class ParakeetCTC(Family):
     def renewed(self, model: PreTrainedModel, *, vocabulary: int, blank: int) -> PreTrainedModel:
         """The encoder as it is under a new head with random weights."""
         encoder = self._encoder(model)
-        config = ParakeetCTCConfig(vocab_size=vocabulary, pad_token_id=blank, encoder_config=encoder.config.to_dict())
-        stock: Any = ParakeetForCTC(config)
-        _draw_again(stock)
-        new: PreTrainedModel = stock.to(model.dtype)
+        config: Any = copy.deepcopy(model.config)
+        config.vocab_size, config.pad_token_id = vocabulary, blank
+        # of its own class: a slim one has layers that the stock class has not
+        like: Any = type(model)
+        fresh: Any = like(config)
+        _draw_again(fresh)
+        new: PreTrainedModel = fresh.to(model.dtype)
         self.prepare_training(new)
         self._encoder(new).load_state_dict(encoder.state_dict())
         return new
