@@ -197,10 +197,10 @@ def hours(bench: Bench) -> None:
             found += [row for row in json.loads(done.stdout)["speakers"] if row["speaker"] in speakers[:3]]
         each = sum(spent) / sum(map(len, jobs))
         taken[name] = 3600 / each
+        told = ("kept", "wer_after", "loss_after")
         bench.row(
             seed=0, kind="hours", arm=name, speakers=sum(map(len, jobs)), rounds=rounds, seconds=round(sum(spent), 1),
-            voices_an_hour=round(3600 / each, 1), of_three={
-                row["speaker"]: [row["kept"], round(row["wer_after"], 4), round(row["loss_after"], 4)] for row in found},
+            voices_an_hour=round(3600 / each, 1), of_three={r["speaker"]: [r[k] for k in told] for r in found},
         )  # fmt: skip
 
 
