@@ -1,6 +1,7 @@
 """Voices trained together: what a step costs, how many voices an hour gives, and how much they help whom.
 
     manyvoice bench submodels part=throughput     a step of 128 owners against 128 utterances of one, and voices an hour
+    manyvoice bench submodels part=segments       an edit by gathered rows against one product for each owner
     manyvoice bench submodels part=hours base=MODEL
                                                   whole jobs, start-up included: one for all speakers, one for each
     manyvoice bench submodels part=digits         a voice for each digit speaker that its base has never heard
@@ -74,8 +75,8 @@ IN_A_JOB_EACH = 8
 def run(bench: Bench) -> None:
     """The part asked for, then the aims from the newest rows."""
     parts: dict[str, Callable[[Bench], None]] = {
-        "throughput": throughput, "hours": hours, "digits": digits, "sentences": sentences, "sizes": sizes,
-        "people": people,
+        "throughput": throughput, "segments": segments, "hours": hours, "digits": digits,
+        "sentences": sentences, "sizes": sizes, "people": people,
     }  # fmt: skip
     wanted = bench.option("part", "throughput")
     for name in wanted.split(","):
@@ -168,6 +169,59 @@ def step_times(
             if k:  # the first of each warms up
                 taken[arm].append(time.perf_counter() - started)
     return {arm: float(np.median(times)) if times else 0.0 for arm, times in taken.items()}
+
+
+def segments(bench: Bench) -> None:
+    """Forward and backward of one site's edit: rows gathered and multiplied in a batch, or owner by owner.
+
+    The second copies no weights, and an owner's utterances make one larger product; but each owner is a call.
+    """
+    rows, repeats = (8, 2) if bench.toy else (128, 15)
+    model, _ = build_model("tiny", {}, vocabulary=257, blank=256)
+    gen = torch.Generator().manual_seed(0)
+    for name in bench.option("methods", "adapter,lora").split(","):
+        method = make_method(name)
+        for owners in [2, 8] if bench.toy else [1, 8, 32, 128]:
+            bank = Bank(anatomy_of(model), method, [str(k) for k in range(owners)])
+            key, site = next((k, s) for k, s in bank.sites.items())
+            tensors = {part: p for (where, part), p in bank.tensors.items() if where == key}
+            owner_B = torch.arange(rows) % owners + 1
+            for seconds in [0.5] if bench.toy else [2.0, 8.0]:
+                T = round(seconds * 100 / model.config.encoder_config.subsampling_factor)
+                x_BTI, y_BTO = (
+                    torch.randn(rows, T, width, generator=gen) for width in (site.width_in, site.width_out)
+                )  # fmt: skip
+                taken: dict[str, list[float]] = {"gathered": [], "owner by owner": []}
+                found: dict[str, torch.Tensor] = {}
+                for turn in range(repeats + 2):
+                    for arm in taken:
+                        started = time.perf_counter()
+                        found[arm] = _edited(arm, method, tensors, owner_B, x_BTI, y_BTO)
+                        found[arm].square().sum().backward()
+                        if turn > 1:  # the first ones warm up
+                            taken[arm].append(time.perf_counter() - started)
+                torch.testing.assert_close(found["gathered"], found["owner by owner"], rtol=1e-4, atol=1e-4)
+                gathered, apart = (float(np.median(times)) for times in taken.values())
+                bench.row(
+                    seed=0, kind="segments", method=name, utterances=rows, owners=owners, seconds_each=seconds,
+                    gathered_ms=round(1000 * gathered, 3), owner_by_owner_ms=round(1000 * apart, 3),
+                    times_as_long=round(apart / gathered, 3),
+                )  # fmt: skip
+
+
+def _edited(
+    arm: str, method: Any, tensors: dict[str, torch.Tensor], owner_B: torch.Tensor, x_BTI: torch.Tensor,
+    y_BTO: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    if arm == "gathered":
+        return torch.as_tensor(method.edit({n: t[owner_B] for n, t in tensors.items()}, x_BTI, y_BTO))
+    out_BTO = torch.empty_like(y_BTO)
+    for owner in owner_B.unique().tolist():
+        mine = owner_B == owner
+        x, y = (a[mine].flatten(0, 1)[None] for a in (x_BTI, y_BTO))
+        edited_1 = method.edit({n: t[owner : owner + 1] for n, t in tensors.items()}, x, y)
+        out_BTO[mine] = edited_1.unflatten(1, (-1, y_BTO.shape[1]))[0]
+    return out_BTO
 
 
 def hours(bench: Bench) -> None:

@@ -169,6 +169,8 @@ def test_submodels(tmp_path: Path) -> None:
     )
     assert rows["8 single steps"]["seconds"] > rows["8 owners"]["seconds"] > 0
     assert "8 owners of a bank of 64" in rows
+    apart = toy("submodels", tmp_path, "part=segments", "methods=adapter")["rows"][len(found["rows"]) :]
+    assert [row["owners"] for row in apart] == [2, 8] and all(row["times_as_long"] > 0 for row in apart)
 
 
 @pytest.mark.slow
