@@ -336,8 +336,8 @@ class Training:
                 make()
                 loaded, rates[name] = name, self._on_dev().words.rate
                 self.watcher.note(f"{name}: dev WER {rates[name]:.2%}")
-        # of equals the last, which has seen most
-        chosen = min(reversed(rates), key=lambda name: math.inf if rates[name] is None else float(rates[name] or 0.0))
+        # of equals the first, which is what training itself came to
+        chosen = min(rates, key=lambda name: math.inf if rates[name] is None else float(rates[name] or 0.0))
         if chosen != loaded:
             made[chosen]()
         return chosen
