@@ -307,7 +307,7 @@ def budget(bench: Bench) -> dict[str, Any]:
     return {"epochs": 1 if bench.toy else int(bench.option("epochs", "4")),
             "batch_seconds": float(bench.option("seconds", "40")),
             "optimizer": bench.option("optimizer", "scaledadam"),
-            # rows without this had those of training, but for a supernet's smaller sizes, which are always measured anew
+            # rows without this had those of training, but for a supernet's smaller sizes, always measured anew
             "statistics": "of training or anew, by dev"}  # fmt: skip
 
 

@@ -139,6 +139,32 @@ def test_an_extracted_folder_is_a_stock_model_with_a_card(supernet: Path, tmp_pa
         extract_size(supernet, "60", tmp_path / "phone")
 
 
+def test_one_run_file_on_speech_of_two_sources_gives_five_folders(
+    made: Callable[..., RunConfig], speak_tones: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = made(tmp_path / "run", sizes=[1.0, 0.75, 0.55, 0.4, 0.25])
+    other = speak_tones(tmp_path / "other", 6, 1)
+    named = open_corpus(other)
+    named = open_corpus([replace(u, id=f"other-{u.id}") for u in named])
+    named.write(tmp_path / "other.jsonl")
+    changed = run.model_dump(mode="json")
+    changed["corpus"]["train"] = [str(changed["corpus"]["train"]), str(tmp_path / "other.jsonl")]
+    changed["model"]["settings"] |= {"num_hidden_layers": 4, "num_attention_heads": 4}
+    changed["train"]["epochs"] = 1
+    model = train(make_run(changed))
+    whole = Recogniser.load(model)
+    features, lengths = torch.randn(1, 80, 80), torch.tensor([80])
+    for size in read_sizes(model, whole):
+        extract_size(model, size.subnet.name, tmp_path / size.subnet.name)
+        stock = AutoModelForCTC.from_pretrained(tmp_path / size.subnet.name).eval()
+        assert type(stock).__name__ == "ParakeetForCTC"
+        with torch.no_grad():
+            logits = stock(features, attention_mask=torch.ones(1, 80, dtype=torch.bool)).logits
+        ours = load_size(model, size.subnet.name).logp(features, lengths).x
+        torch.testing.assert_close(logits.log_softmax(-1), ours, atol=1e-5, rtol=1e-5)
+    assert {p.name for p in tmp_path.iterdir()} >= {"100", "75", "55", "40", "25"}
+
+
 def test_a_stopped_supernet_goes_on_bit_for_bit(
     made: Callable[..., RunConfig], supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

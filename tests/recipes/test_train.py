@@ -172,6 +172,15 @@ def test_fine_tuning_leaves_the_statistics_of_the_base_alone(
     assert any(not torch.equal(tuned[n], base[n]) for n in base if n not in running)
 
 
+def test_what_a_run_leaves_open_stands_in_its_file(configure: Made, tmp_path: Path) -> None:
+    claim_folder(configure(tmp_path / "new", elastic__sizes="[1.0, 0.5]"))
+    text = (tmp_path / "new" / "run.yaml").read_text()
+    assert text.startswith("# optimizer.name: null is scaledadam here\n# optimizer.lr: null is 0.02 here\n")
+    assert "# elastic.grow: null is 0.3 here\n" in text
+    claim_folder(configure(tmp_path / "said", optimizer__name="adamw", optimizer__lr=0.001, optimizer__weight_decay=0))
+    assert "#" not in (tmp_path / "said" / "run.yaml").read_text()
+
+
 def test_a_second_start_of_a_finished_run_changes_nothing(configure: Made, plain: Path) -> None:
     before = (read_metrics(plain), (plain / "model" / "model.safetensors").read_bytes())
     train(configure(plain))

@@ -89,10 +89,27 @@ def learning_rate(config: RunConfig) -> float:
     return _LR[config.optimizer_name] if config.optimizer.lr is None else config.optimizer.lr
 
 
+def weight_decay(config: RunConfig) -> float:
+    """Where the run does not say by the optimiser."""
+    said = config.optimizer.weight_decay
+    return _DECAY[config.optimizer_name] if said is None else said
+
+
+def what_null_means(config: RunConfig) -> str:
+    """Comments for a run file: the settings that it leaves to the model and the optimiser, and what they are."""
+    known = {
+        "optimizer.name": (config.optimizer.name, config.optimizer_name),
+        "optimizer.lr": (config.optimizer.lr, learning_rate(config)),
+        "optimizer.weight_decay": (config.optimizer.weight_decay, weight_decay(config)),
+    }
+    if config.elastic is not None:
+        known["elastic.grow"] = config.elastic.grow, config.grow
+    return "".join(f"# {name}: null is {used} here\n" for name, (said, used) in known.items() if said is None)
+
+
 def make_optimizer(model: PreTrainedModel, config: RunConfig) -> Optimizer:
     """The run's optimiser over all the model's parameters."""
-    name, decay = config.optimizer_name, config.optimizer.weight_decay
-    decay = _DECAY[name] if decay is None else decay
     return build_optimizer(
-        model.named_parameters(), name, lr=learning_rate(config), weight_decay=decay, betas=_BETAS, eps=1e-8
-    )
+        model.named_parameters(), config.optimizer_name, lr=learning_rate(config), weight_decay=weight_decay(config),
+        betas=_BETAS, eps=1e-8,
+    )  # fmt: skip

@@ -29,7 +29,7 @@ from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.models import batchnorm
 from manyvoice.recipes.card import Provenance, write_card
 from manyvoice.recipes.prepare import feed, prepare, unaugmented
-from manyvoice.recipes.ready import learning_rate, make_optimizer, passes_of, ready
+from manyvoice.recipes.ready import learning_rate, make_optimizer, passes_of, ready, what_null_means
 from manyvoice.recipes.sizes import save_sizes
 from manyvoice.recipes.sizing import Sizer, limit_of
 from manyvoice.recipes.watch import Silent, Watcher
@@ -380,7 +380,7 @@ def claim_folder(config: RunConfig) -> None:
         raise UsageError(f"output = {output}: is there already and is no run's folder; choose another output")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        aside.write_text(config.to_yaml(), encoding="utf-8")
+        aside.write_text(what_null_means(config) + config.to_yaml(), encoding="utf-8")
         aside.replace(path)
     except OSError as error:
         raise WorkError(f"output = {output}: cannot be written ({error}); choose a folder you may write to") from error
