@@ -37,7 +37,7 @@ from manyvoice.recipes.bench import Aim, Bench
 from manyvoice.submodels.bank import Bank, bytes_per_row
 from manyvoice.submodels.cache import VoiceCache
 from manyvoice.submodels.method import make_method
-from manyvoice.submodels.pool import Loader, Outcome, Voices
+from manyvoice.submodels.pool import Loader, Outcome, Room, Voices
 from manyvoice.submodels.store import Store
 from manyvoice.submodels.voice import Voice
 
@@ -135,8 +135,8 @@ def new_store(bench: Bench, name: str) -> Store:
 
 def pool_of(model: PreTrainedModel, names: Any, voices: Loader, rows: int) -> Voices:
     """For voices of :func:`make_voices`."""
-    return Voices(model, anatomy_of(model), base=BASE, tokenizer=TOKENIZER, names=names, voices=voices, rows=rows,
-                  device_bytes=2**33)  # fmt: skip
+    return Voices(model, anatomy_of(model), base=BASE, tokenizer=TOKENIZER, names=names, voices=voices,
+                  room=Room(rows=rows, bytes=2**33))  # fmt: skip
 
 
 def clips(count: int, seconds: float) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.submodels import pool
 from manyvoice.submodels.bank import Bank, bytes_per_row
 from manyvoice.submodels.method import make_method
-from manyvoice.submodels.pool import Narrowing, Outcome, Voices
+from manyvoice.submodels.pool import Narrowing, Outcome, Room, Voices
 from manyvoice.submodels.voice import Voice
 from manyvoice.types import Batch
 
@@ -135,7 +135,7 @@ def test_mixed_is_alone_for_methods_voices_and_the_base(
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_more_voices_than_rows_run_in_parts(shelf: Shelf, base: PreTrainedModel, many: Batch, rows: int) -> None:
     names = ["ann", "bob", "low", "cem", "dee", "eva", "ann", None]
-    tight, roomy = made(base, shelf, rows=rows), made(base, shelf)
+    tight, roomy = made(base, shelf, room=Room(rows=rows)), made(base, shelf)
     for _ in range(2):
         for (a, one), (b, two) in zip(run(tight, many, names), run(roomy, many, names), strict=True):
             assert_same(a, b)
@@ -162,7 +162,7 @@ def test_the_device_holds_no_more_than_it_may(
     row = bytes_per_row(anatomy, shelf.voices[shelf.names["ann", "default"]].method, torch.float64)
     gain = bytes_per_row(anatomy, shelf.voices[shelf.names["gain", "default"]].method, torch.float64)
     most = max(3 * row, 2 * gain)
-    tight = made(base, shelf, device_bytes=most)
+    tight = made(base, shelf, room=Room(bytes=most))
     for _ in range(2):
         for (a, one), (b, two) in zip(run(tight, many, MIXED), expected, strict=True):
             assert_same(a, b)
@@ -172,7 +172,7 @@ def test_the_device_holds_no_more_than_it_may(
     names = ["ann", "large", None, "low", "ann", "gain", "cem", None]
     found = tight.scores(many.features_BTF, many.len_B, names)
     assert [b for b, o in enumerate(found) if o.error] == [1]
-    assert f"more than device_bytes = {most}: allow more" in str(found[1].error)
+    assert f"more than the {most} that voices may take: allow more" in str(found[1].error)
 
     def full(*args: Any, **more: Any) -> Bank:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
@@ -181,12 +181,12 @@ def test_the_device_holds_no_more_than_it_may(
     found = made(base, shelf).scores(many.features_BTF, many.len_B, MIXED)
     assert [o.error is None for o in found] == [name is None for name in MIXED]
     assert "no room for 65 rows" in str(found[0].error)
-    with pytest.raises(UsageError, match="device_bytes = 0: must be 1 or more"):
-        made(base, shelf, device_bytes=0)
+    with pytest.raises(UsageError, match="bytes = 0: must be 1 or more; 2147483648 is usual"):
+        Room(bytes=0)
 
 
 def test_the_voice_wanted_longest_ago_makes_room(shelf: Shelf, base: PreTrainedModel, batch: Batch) -> None:
-    voices, one = made(base, shelf, rows=2), batch.rows(0, 1)
+    voices, one = made(base, shelf, room=Room(rows=2)), batch.rows(0, 1)
     for name in ("ann", "bob", "ann", "cem", "ann", "bob"):
         run(voices, one, [name])
     asked = {name: shelf.asked[shelf.names[name, "default"]] for name in ("ann", "bob", "cem")}
@@ -277,7 +277,7 @@ def test_a_voice_taken_away_and_brought_back_meanwhile_answers(
         return get(hash, tenant)
 
     monkeypatch.setattr(shelf, "get", flickers)
-    (outcome,) = made(base, shelf, rows=1).scores(batch.features_BTF[:1], batch.len_B[:1], ["ann"])
+    (outcome,) = made(base, shelf, room=Room(rows=1)).scores(batch.features_BTF[:1], batch.len_B[:1], ["ann"])
     assert_same(outcome.answer()[0], reference(base, batch, 0, voice))
     assert len(asked) == 2
 
@@ -297,7 +297,7 @@ def test_a_name_replaced_before_its_voice_was_loaded_is_the_new_voice(
         return get(hash, tenant)
 
     monkeypatch.setattr(shelf, "get", late)
-    voices = made(base, shelf, rows=1)
+    voices = made(base, shelf, room=Room(rows=1))
     for (logp_TV, receipt), (b, voice) in zip(
         run(voices, batch, ["ann", None, "ann"]), enumerate((new, None, new)), strict=True
     ):
@@ -388,7 +388,7 @@ def test_wrong_words_are_refused(voices: Voices, shelf: Shelf, base: PreTrainedM
     with pytest.raises(UsageError, match="3 utterances, 3 lengths, 1 voices and 1 tenants"):
         voices.scores(batch.features_BTF, batch.len_B, ["ann"])
     with pytest.raises(UsageError, match="rows = 0: must be 1 or more"):
-        made(base, shelf, rows=0)
+        made(base, shelf, room=Room(rows=0))
     with pytest.raises(VoiceError, match="neither an answer nor an error"):
         Outcome().answer()
     assert voices.scores(batch.features_BTF[:0], batch.len_B[:0], []) == []
@@ -461,7 +461,8 @@ def churn(base: PreTrainedModel, batch: Batch, requests: int) -> Churn:
     play = Churn(base, batch)
     for _ in range(40):
         play.change()
-    voices = Voices(base, anatomy_of(base), base=BASE, tokenizer=TOKENIZER, names=play, voices=play.shelf, rows=4)
+    voices = Voices(base, anatomy_of(base), base=BASE, tokenizer=TOKENIZER, names=play, voices=play.shelf,
+                    room=Room(rows=4))  # fmt: skip
     size, workers, stop = 5, 3, threading.Event()
     failures: list[BaseException] = []
 

@@ -76,93 +76,120 @@ def find_sizes(
     if budget.of == "macs" and budget.limit > 1:
         raise UsageError(f"--budget {budget.limit:g}: of MACs it is a share, such as 0.5; or say --of latency")
     watcher = watcher or Silent()
-    recogniser = Recogniser.load(spec)
-    there = all_sizes(recogniser)
-    if keep and budget.name in {s.subnet.name for s in there}:
-        raise UsageError(f"{recogniser.folder} has a size {budget.name} already; choose another budget")
-    own = any(s.statistics is not None for s in there)
-    elastic = Elastic(recogniser.model)
-    grid = Grid(recogniser.model, recogniser.family)
-    measure = measure_of(grid, recogniser, budget.of)
-    scored: dict[frozenset[str], tuple[Size, dict[str, Any]]] = {}
-
-    def score(subnet: Subnet) -> float:
-        statistics = elastic.statistics() if own and subnet.kept != everything else None
-        if statistics is not None:
-            with elastic.at(subnet, statistics=statistics):
-                batchnorm.recalibrate(recogniser.model, _forwards(recogniser, corpus))
-        size = Size(subnet=subnet, statistics=statistics, document={})
-        found = evaluate(alone(recogniser, elastic, size), corpus).as_dict()
-        scored[subnet.kept] = size, found
-        watcher.progress("sizes tried", len(scored), tries + 1)
-        return float(found["wer"])
-
-    everything = whole(elastic.anatomy).kept
-    time_of: dict[frozenset[str], float] = {}
-
-    def taken(subnet: Subnet) -> float:
-        """Measured where it is time, which the rule to choose by only estimates."""
-        if budget.of != "latency":
-            return measure(subnet)
-        if subnet.kept not in time_of:
-            time_of[subnet.kept] = milliseconds(recogniser, elastic, subnet)
-        return time_of[subnet.kept]
-
-    sizes = [size.subnet for size in there]
-    limit = budget.limit
-    uniform = nested_sizes(grid, [limit], measure, beside=sizes)[0]
-    while taken(uniform) > budget.limit:
-        limit *= min(0.99, budget.limit / taken(uniform))
-        uniform = nested_sizes(grid, [limit], measure, beside=sizes)[0]
-    score(uniform)
-    chosen, tried = [("uniform", uniform)], 0
-    if tries:
-        try:
-            at_random = random_search(grid, budget.limit, score, tries=tries, measure=measure)
-        except UsageError as error:
-            watcher.note(str(error))
-            at_random = []
-        tried = len(at_random)
-        chosen += [("random search", f.subnet) for f in at_random if taken(f.subnet) <= budget.limit][:1]
-    named = next((size for size in there if taken(size.subnet) <= budget.limit), None)
-    if named is not None and named.subnet.kept != uniform.kept:
-        # as the model has it, with its own statistics
-        scored[named.subnet.kept] = named, evaluate(alone(recogniser, elastic, named), corpus).as_dict()
-        chosen.append((f"size {named.subnet.name}", named.subnet))
-    rows = []
-    for how, subnet in chosen:
-        size, found = scored[subnet.kept]
-        if test is not None:
-            found = evaluate(alone(recogniser, elastic, size), test).as_dict()
-        costs = cost_of(recogniser.model, recogniser.family, subnet.kept)
-        rows.append(
-            {"how": how, "taken": taken(subnet), "share": grid.share(subnet), "parameters": costs.parameters,
-             "wer": found["wer"], "wer_interval": found.get("wer_interval"),
-             "tried": tried if how == "random search" else 1}
-        )  # fmt: skip
+    finding = _Finding(Recogniser.load(spec), corpus, budget, tries, watcher)
+    if keep and budget.name in {s.subnet.name for s in finding.there}:
+        raise UsageError(f"{finding.recogniser.folder} has a size {budget.name} already; choose another budget")
+    chosen = finding.chosen()
+    rows = [finding.row(how, subnet, test) for how, subnet in chosen]
     if keep:
-        best = min(chosen, key=lambda c: float(scored[c[1].kept][1]["wer"]))[1]
-        same = next((s.subnet.name for s in there if s.subnet.kept == best.kept), None)
-        if same is not None:
-            watcher.note(f"nothing kept: size {same}, which the model has, is within the budget and none is better")
-        else:
-            size = replace(scored[best.kept][0], subnet=replace(best, name=budget.name))
-            _keep(recogniser, elastic, size, budget, taken(best), corpus, watcher)
-            if not is_nested(best, sizes):
-                watcher.note("it neither contains nor is contained in every other size of the model")
+        finding.keep(min((subnet for _, subnet in chosen), key=finding.rate))
     return rows
 
 
-def _keep(
-    recogniser: Recogniser, elastic: Elastic, size: Size, budget: Budget, taken: float, corpus: Corpus,
-    watcher: Watcher,
-) -> None:  # fmt: skip
-    """Put a size among the model's."""
-    results = measured(alone(recogniser, elastic, size), {"dev": corpus}, watcher, f"size {budget.name} on")
-    costs = cost_of(recogniser.model, recogniser.family, size.subnet.kept)
-    asked = asdict(budget) | {"taken": taken, "machine": machine()["processor"]}
-    write_size(recogniser, size, {"costs": asdict(costs), "results": results, "budget": asked})
-    watcher.note(f"kept as size {budget.name}")
+@final
+class _Finding:
+    """One budget on one model."""
+
+    def __init__(self, recogniser: Recogniser, corpus: Corpus, budget: Budget, tries: int, watcher: Watcher) -> None:
+        self.recogniser, self.corpus, self.budget, self.tries = recogniser, corpus, budget, tries
+        self.watcher, self.there = watcher, all_sizes(recogniser)
+        self.elastic, self.grid = Elastic(recogniser.model), Grid(recogniser.model, recogniser.family)
+        self.measure = measure_of(self.grid, recogniser, budget.of)
+        self._tried = 0
+        self._time_of: dict[frozenset[str], float] = {}
+        self._scored: dict[frozenset[str], tuple[Size, dict[str, Any]]] = {}
+
+    def chosen(self) -> list[tuple[str, Subnet]]:
+        """What there is to compare, scored."""
+        uniform = self._uniform()
+        self._score(uniform)
+        found = [("uniform", uniform)]
+        if self.tries:
+            at_random = self._at_random()
+            self._tried = len(at_random)
+            found += [("random search", s) for s in at_random if self._taken(s) <= self.budget.limit][:1]
+        named = next((size for size in self.there if self._taken(size.subnet) <= self.budget.limit), None)
+        if named is not None and named.subnet.kept != uniform.kept:
+            # as the model has it, with its own statistics
+            found_here = evaluate(alone(self.recogniser, self.elastic, named), self.corpus).as_dict()
+            self._scored[named.subnet.kept] = named, found_here
+            found.append((f"size {named.subnet.name}", named.subnet))
+        return found
+
+    def rate(self, subnet: Subnet) -> float:
+        """Word error rate of one that was scored."""
+        return float(self._scored[subnet.kept][1]["wer"])
+
+    def row(self, how: str, subnet: Subnet, test: Corpus | None) -> dict[str, Any]:
+        """What one takes, and its error rate."""
+        size, found = self._scored[subnet.kept]
+        if test is not None:
+            found = evaluate(alone(self.recogniser, self.elastic, size), test).as_dict()
+        costs = cost_of(self.recogniser.model, self.recogniser.family, subnet.kept)
+        return {
+            "how": how, "taken": self._taken(subnet), "share": self.grid.share(subnet), "parameters": costs.parameters,
+            "wer": found["wer"], "wer_interval": found.get("wer_interval"),
+            "tried": self._tried if how == "random search" else 1,
+        }  # fmt: skip
+
+    def keep(self, best: Subnet) -> None:
+        """Put one among the model's sizes."""
+        same = next((s.subnet.name for s in self.there if s.subnet.kept == best.kept), None)
+        if same is not None:
+            self.watcher.note(
+                f"nothing kept: size {same}, which the model has, is within the budget and none is better"
+            )
+            return
+        name = self.budget.name
+        size = replace(self._scored[best.kept][0], subnet=replace(best, name=name))
+        small = alone(self.recogniser, self.elastic, size)
+        results = measured(small, {"dev": self.corpus}, self.watcher, f"size {name} on")
+        costs = cost_of(self.recogniser.model, self.recogniser.family, best.kept)
+        asked = asdict(self.budget) | {"taken": self._taken(best), "machine": machine()["processor"]}
+        write_size(self.recogniser, size, {"costs": asdict(costs), "results": results, "budget": asked})
+        self.watcher.note(f"kept as size {name}")
+        if not is_nested(best, [size.subnet for size in self.there]):
+            self.watcher.note("it neither contains nor is contained in every other size of the model")
+
+    def _uniform(self) -> Subnet:
+        """The balanced one; where the budget is time, made smaller until it was measured to keep it."""
+        sizes, limit = [size.subnet for size in self.there], self.budget.limit
+        while True:
+            (found,) = nested_sizes(self.grid, [limit], self.measure, beside=sizes)
+            if (taken := self._taken(found)) <= self.budget.limit:
+                return found
+            limit *= min(0.99, self.budget.limit / taken)
+
+    def _at_random(self) -> list[Subnet]:
+        """Scored, the best first; none where none comes near the budget."""
+        try:
+            found = random_search(self.grid, self.budget.limit, self._score, tries=self.tries, measure=self.measure)
+        except UsageError as error:
+            self.watcher.note(str(error))
+            return []
+        return [one.subnet for one in found]
+
+    def _taken(self, subnet: Subnet) -> float:
+        """Of the budget; measured where it is time, which the rule to choose by only estimates."""
+        if self.budget.of != "latency":
+            return self.measure(subnet)
+        if subnet.kept not in self._time_of:
+            self._time_of[subnet.kept] = milliseconds(self.recogniser, self.elastic, subnet)
+        return self._time_of[subnet.kept]
+
+    def _score(self, subnet: Subnet) -> float:
+        """Its word error rate, with statistics of its own where the supernet's sizes have theirs."""
+        own = any(size.statistics is not None for size in self.there)
+        whole_model = subnet.kept == whole(self.elastic.anatomy).kept
+        statistics = self.elastic.statistics() if own and not whole_model else None
+        if statistics is not None:
+            with self.elastic.at(subnet, statistics=statistics):
+                batchnorm.recalibrate(self.recogniser.model, _forwards(self.recogniser, self.corpus))
+        size = Size(subnet=subnet, statistics=statistics, document={})
+        found = evaluate(alone(self.recogniser, self.elastic, size), self.corpus).as_dict()
+        self._scored[subnet.kept] = size, found
+        self.watcher.progress("sizes tried", len(self._scored), self.tries + 1)
+        return float(found["wer"])
 
 
 def measure_of(grid: Grid, recogniser: Recogniser, kind: Kind) -> Measure:

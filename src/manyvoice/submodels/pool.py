@@ -33,8 +33,6 @@ Key = tuple[str, str]
 _TRIES = 2
 # (method with its settings) at once; each has a bank of its own, and settings come from files that users hand in
 METHODS = 8
-# What all banks together may take on the device: the files' settings say how large a row is.
-DEVICE_BYTES = 2 * 2**30
 
 
 class Resolver(Protocol):
@@ -86,7 +84,28 @@ class Outcome:
         return self.logp_TV, self.receipt
 
 
-_WHOLE = Narrowing()
+@final
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What voices may take on the device; how large one is, its file says.
+
+    Args:
+        rows: voices of one method that are there at once, at most.  A batch with more of them runs in several parts.
+        bytes: of all of them.
+    Raises: UsageError for numbers below 1.
+    """
+
+    rows: int = 64
+    bytes: int = 2 * 2**30
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "bytes"):
+            if getattr(self, name) < 1:
+                usual = getattr(Room, name)
+                raise UsageError(f"{name} = {getattr(self, name)}: must be 1 or more; {usual} is usual")
+
+
+_WHOLE, _USUAL = Narrowing(), Room()
 
 
 @final
@@ -96,9 +115,7 @@ class Voices:
     Args:
         model: in evaluation mode from here on; banks have its device and type.  anatomy: of the whole base.
         base, tokenizer: fingerprints that voices must have been made for; ``base`` is the supernet's for a size of it.
-        rows: voices of one method that are on the device at once, at most.  A batch with more of them runs in several
-            parts.
-        device_bytes: that all of them may take there.
+        room: that voices have on the device.
         narrowing: which size the model is run as; the whole model if not given.
     """
 
@@ -111,16 +128,12 @@ class Voices:
         tokenizer: str,
         names: Resolver,
         voices: Loader,
-        rows: int = 64,
-        device_bytes: int = DEVICE_BYTES,
+        room: Room = _USUAL,
         narrowing: Narrowing = _WHOLE,
     ) -> None:
-        for name, value, usual in (("rows", rows, 64), ("device_bytes", device_bytes, DEVICE_BYTES)):
-            if value < 1:
-                raise UsageError(f"{name} = {value}: must be 1 or more; {usual} is usual")
         self.model, self.anatomy, self.base, self.tokenizer = model.eval(), anatomy, base, tokenizer
         self.names, self.voices, self.narrowing = names, voices, narrowing
-        self._slots = _Slots(model, anatomy, rows, device_bytes)
+        self._slots = _Slots(model, anatomy, room)
         self._lock = _lock_of(model)
 
     def scores(
@@ -273,8 +286,8 @@ class _Slots:
     Only :meth:`has` may be called without the lock.
     """
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rows: int, most: int) -> None:
-        self._model, self._anatomy, self._count, self._most = model, anatomy, rows, most
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, room: Room) -> None:
+        self._model, self._anatomy, self._room = model, anatomy, room
         self._banks: OrderedDict[Edit, Bank] = OrderedDict()
         self._free: dict[Bank, list[int]] = {}
         self._slots: OrderedDict[Key, _Slot] = OrderedDict()
@@ -341,14 +354,15 @@ class _Slots:
         p = next(self._model.parameters())
         row = max(1, bytes_per_row(self._anatomy, method, p.dtype))
         # the first row of a bank is the base's
-        count = min(self._count, self._most // row - 1)
+        count = min(self._room.rows, self._room.bytes // row - 1)
         if count < 1:
             raise VoiceError(
                 f"a voice of {method.name} with these settings takes {row} bytes on the device and the base's row as "
-                f"many, more than device_bytes = {self._most}: allow more, or train it with smaller settings"
+                f"many, more than the {self._room.bytes} that voices may take: allow more, or train it with smaller "
+                "settings"
             )
         holding = {slot.bank for slot in held.values()}
-        while len(self._banks) == METHODS or self._taken() + (count + 1) * row > self._most:
+        while len(self._banks) == METHODS or self._taken() + (count + 1) * row > self._room.bytes:
             oldest = next((m for m, bank in self._banks.items() if bank not in holding), None)
             if oldest is None:
                 return None
@@ -358,8 +372,8 @@ class _Slots:
             bank = Bank(self._anatomy, method, owners, empty=True, dtype=p.dtype, device=p.device)
         except RuntimeError as error:  # torch's own kind where memory runs out, on any device
             raise VoiceError(
-                f"no room for {count + 1} rows of {row} bytes of {method.name} on {p.device} ({error}); give a smaller "
-                "device_bytes, or fewer rows"
+                f"no room for {count + 1} rows of {row} bytes of {method.name} on {p.device} ({error}); allow voices "
+                "fewer rows or bytes"
             ) from error
         self._banks[method], self._free[bank] = bank, list(range(count, 0, -1))
         return bank
