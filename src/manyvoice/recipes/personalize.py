@@ -26,7 +26,7 @@ from manyvoice.data.manifest import Corpus
 from manyvoice.decode.evaluate import evaluate, group_of
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.narrow import Elastic
-from manyvoice.errors import UsageError, WorkError
+from manyvoice.errors import UsageError, VoiceError, WorkError
 from manyvoice.recipes.personal_report import Measured, Outcome, Report, summarise
 from manyvoice.recipes.sizes import Size, read_sizes
 from manyvoice.recipes.speakers import Speaker, Split, split_speakers, split_text
@@ -35,7 +35,7 @@ from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank, bytes_per_row
 from manyvoice.submodels.method import Edit, make_method
 from manyvoice.submodels.names import tenant_path
-from manyvoice.submodels.store import Store
+from manyvoice.submodels.store import Added, Store
 from manyvoice.submodels.voice import Voice
 from manyvoice.train import distributed
 from manyvoice.train.halfway import Halfway, digest_of, forget_all, halfway_of
@@ -342,25 +342,25 @@ class Personalising:
             nats = best[row].history[0][1], best[row].nats
             wrong = [one[name].character_errors for one in chosen]
             why = reasons_against(nats, wrong, others.get(name) if self.general else None, self.wanted)
-            older = store.find(name, self.wanted.tenant)
             said = []
             if row in job.lost:
                 said.append(f"its loss was not finite in round {job.lost[row]}, so it stopped there")
-            if older and why:
-                said.append(f"no new voice; {older[:12]}, an older one, stays in the store under that name")
             outcome = Outcome(
                 speaker=name, kept=not why, why="; ".join(why), lr=rates[(row - 1) % len(rates)],
                 round=best[row].round, adapt_seconds=self._seconds(speaker.adapt), adapt_utterances=len(speaker.adapt),
                 choose_nats=nats, others=others.get(name), before=before[name], after=after[name],
             )  # fmt: skip
             if outcome.kept:
-                voice = self._store(store, outcome, job.bank, row)
-                outcome = replace(outcome, voice=voice)
-                if older not in (None, voice):
-                    said.append(f"its voice takes the place of {older[:12]}, which the store had under that name")
+                added = self._store(store, outcome, job.bank, row)
+                outcome = replace(outcome, voice=added.hash)
+                if added.replaced is not None:
+                    older = added.replaced[:12]
+                    said.append(f"its voice takes the place of {older}, which the store had under that name")
+            elif there := store.find(name, self.wanted.tenant):
+                said.append(f"no new voice; {there[:12]}, an older one, stays in the store under that name")
             yield replace(outcome, said=tuple(said))
 
-    def _store(self, store: Store, outcome: Outcome, bank: Bank, row: int) -> str:
+    def _store(self, store: Store, outcome: Outcome, bank: Bank, row: int) -> Added:
         metrics = {"base_wer": outcome.before.wer, "wer": outcome.after.wer, "words": sum(outcome.before.words)}
         card = {
             "speaker": outcome.speaker,
@@ -373,7 +373,7 @@ class Personalising:
             method=self.method, tensors=bank.take(row), base=self.variant.base,
             tokenizer=self.variant.recogniser.tokenizer.fingerprint(), card=card,
         )  # fmt: skip
-        return store.add(voice, outcome.speaker, tenant=self.wanted.tenant)
+        return store.add_many([(outcome.speaker, voice)], self.wanted.tenant)[0]
 
     def _seconds(self, rows: Sequence[int]) -> float:
         return round(float(self.corpus.durations_N[list(rows)].sum()), 2)
@@ -428,7 +428,10 @@ def _as_stored(outcome: Outcome, store: Store, tenant: str) -> Outcome:
     """An outcome as the store tells it today."""
     if not outcome.kept:
         return outcome
-    now = store.find(outcome.speaker, tenant)
+    try:
+        now = store.find(outcome.speaker, tenant)
+    except VoiceError as error:
+        return replace(outcome, said=(*outcome.said, str(error)))
     if now is None:
         return replace(
             outcome, kept=False, why=f"its voice {(outcome.voice or '')[:12]} was removed from the store since"
