@@ -321,11 +321,11 @@ class Training:
         best = self.keeper.best() or self.keeper.newest()
         if best is None:
             raise CheckpointError(f"{self.keeper.folder} holds no checkpoint to save; run the same command again")
-        made = {best.path.name: partial(self._load, lambda: load(best.path).tensors["model"], anew=False)}
+        weights = partial(self._load, lambda: load(best.path).tensors["model"])
+        made = {best.path.name: partial(weights, anew=False)}
         rates = {best.path.name: best.metric}
-        if not self.frozen and any(True for _ in batchnorm.masked_norms(self.model)):
-            name = f"{best.path.name}, statistics measured anew"
-            made[name] = partial(self._load, lambda: load(best.path).tensors["model"], anew=True)
+        if not self.frozen and list(batchnorm.masked_norms(self.model)):
+            made[f"{best.path.name}, statistics measured anew"] = partial(weights, anew=True)
         if (count := self.config.train.average) > 1:
             last = [k.path for k in self.keeper.list() if not k.passing and self._growing(k.step - 1) is None][-count:]
             name = f"mean of {', '.join(p.name for p in last)}"

@@ -18,7 +18,7 @@ from manyvoice.recipes.sizes import find_size
 from manyvoice.recipes.transcribe import Transcript, Weights
 from manyvoice.recipes.variant import Variant, load_variant, of_size, whole_variant
 from manyvoice.submodels.cache import VoiceCache
-from manyvoice.submodels.pool import Loader, Narrowing, Resolver, Room, Voices
+from manyvoice.submodels.pool import Loader, Narrowing, Resolver, Voices
 from manyvoice.submodels.receipt import Receipt
 from manyvoice.submodels.store import TENANT, Store
 from manyvoice.submodels.voice import Voice
@@ -26,7 +26,6 @@ from manyvoice.types import Batch, Padded
 
 # Voices on the host, where one process transcribes or evaluates.
 _HOST_BYTES = 2**30
-_ROWS = 64
 
 
 @final
@@ -223,5 +222,5 @@ def _voiced(variant: Variant, names: Resolver, voices: Loader, tenant: str) -> V
     narrowing = Narrowing(size=variant.size, layers=variant.layers, slices=variant.slices)
     return Voiced(variant, Voices(
         recogniser.model, variant.anatomy, base=variant.base, tokenizer=recogniser.tokenizer.fingerprint(),
-        names=names, voices=voices, room=Room(rows=_ROWS), narrowing=narrowing,
+        names=names, voices=voices, narrowing=narrowing,
     ), tenant)  # fmt: skip

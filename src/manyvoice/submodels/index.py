@@ -9,7 +9,6 @@ Apart from it, and not to be thrown away, stands which folders on this machine k
 from __future__ import annotations
 
 import json
-import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -20,6 +19,7 @@ from typing import Any, TypeVar, final
 
 from manyvoice.data.cache import user_cache
 from manyvoice.errors import VoiceError
+from manyvoice.submodels.places import LocalPlace
 
 T = TypeVar("T")
 
@@ -75,30 +75,27 @@ class Copies:
     """
 
     def __init__(self, url: str) -> None:
-        self._folder = user_cache("copies") / _digest(url)
+        self._place = LocalPlace(user_cache("copies") / _digest(url))
 
     def folders(self) -> list[Path]:
         """That :meth:`remember` was told of."""
         try:
-            return [Path(file.read_text(encoding="utf-8")) for file in sorted(self._folder.glob("*.txt"))]
+            names = [found.name for found in self._place.list("") if not found.is_leftover]
+            return [Path(self._place.read(name).decode()) for name in sorted(names)]
         except OSError as error:
             raise self._failed(error) from error
 
     def remember(self, folder: Path) -> None:
         """A folder with copies."""
-        file = self._folder / f"{_digest(str(folder))}.txt"
-        aside = file.with_name(f"{file.name}-{secrets.token_hex(4)}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text(str(folder), encoding="utf-8")
-            aside.replace(file)
+            self._place.write(_digest(str(folder)), str(folder).encode())
         except OSError as error:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> VoiceError:
         return VoiceError(
-            f"{self._folder}: says where copies of voices are, and cannot be used ({error}); let MANYVOICE_CACHE name "
-            "a folder that can be, and has room"
+            f"{self._place.url}: says where copies of voices are, and cannot be used ({error}); let MANYVOICE_CACHE "
+            "name a folder that can be, and has room"
         )
 
 
