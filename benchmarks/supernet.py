@@ -47,7 +47,7 @@ from manyvoice.errors import UsageError, WorkError
 from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import Aim, Bench
 from manyvoice.recipes.find import Budget, find_sizes
-from manyvoice.recipes.pareto import draw
+from manyvoice.recipes.pareto import Point, draw
 from manyvoice.recipes.prepare import build_recogniser
 from manyvoice.recipes.sizes import load_size, read_sizes, speed_of
 from manyvoice.recipes.train import train
@@ -442,8 +442,9 @@ def aims(bench: Bench) -> None:
             _time(bench, name, pairs),
         ]  # fmt: skip
         if not bench.toy:
-            picture = {a: [(r["layer_macs"] / pairs["100"][0][0]["layer_macs"], r["wer"], r["wer_interval"])
-                           for found in pairs.values() for r in found[k][:1]]
+            whole = pairs["100"][0][0]["layer_macs"]
+            bars = "bars: lowest and highest seed" if len(pairs["100"][2]) > 1 else "one seed"
+            picture = {f"{a} ({bars})": [_point(found[k], whole) for found in pairs.values()]
                        for k, a in enumerate(("one supernet", "each alone"))}  # fmt: skip
             draw(picture, bench.path.parent / f"supernet-{name}.png")
     for found in bench.find(kind="speed", size="25", preset="tiny" if bench.toy else "small")[-1:]:
@@ -510,6 +511,13 @@ def _time(bench: Bench, name: str, pairs: dict[str, Pair]) -> Aim:
         name=f"{name}: training time of all sizes", sense="at most", limit=COST, unit="largest-model runs",
         measured=round(spent, 3), why=why,
     )  # fmt: skip
+
+
+def _point(rows: list[dict[str, Any]], whole: int) -> Point:
+    """One size of one arm: the mean over its seeds and how far they lie apart; of a single seed its interval."""
+    rates = [r["wer"] for r in rows]
+    ends = (min(rates), max(rates)) if len(rows) > 1 else rows[0]["wer_interval"]
+    return rows[0]["layer_macs"] / whole, float(np.mean(rates)), ends
 
 
 def _pairs(rows: list[dict[str, Any]]) -> dict[str, Pair]:
