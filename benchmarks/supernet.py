@@ -3,7 +3,6 @@
     manyvoice bench supernet corpus=commands seeds=0,1,2     20 hours of synthetic commands, about 1,000 words
     manyvoice bench supernet corpus=commands alone=none      the supernet only; alone=100,25 only these two alone
     manyvoice bench supernet corpus=digits                   real digit strings, one seed
-    manyvoice bench supernet corpus=digits-2000 part=ablation lrs=0.01,0.02,0.04 "arms=supernet|alpha"
     manyvoice bench supernet part=search corpus=commands base=MODEL budgets=0.55,0.3 tries=10
                                                              uniform sizes against the best of random ones, which the
                                                              development part chooses and the test part reports
@@ -13,8 +12,10 @@
     manyvoice bench supernet part=speed                      each size of `small` against its share of the MACs
 
 A model alone starts from the subnet of the same random weights that the supernet starts from, sees the same batches in
-the same order, makes the same number of updates, and has the dropout that its widths have in the supernet. Rows that
-are there are not made again: the same command goes on.
+the same order, makes the same number of updates, and has the dropout that its widths have in the supernet. Where there
+are several learning rates, each arm, and each size alone, is compared at the one that the development part prefers.
+Rows that are there are not made again: the same command goes on. `manyvoice bench ablation` has what each technique is
+worth.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 
 from manyvoice.config import make_run
-from manyvoice.data.collate import Collator, LiveFeatures
+from manyvoice.data.collate import Collator, Features, LiveFeatures
 from manyvoice.data.join import join_clips
 from manyvoice.data.manifest import open_corpus
 from manyvoice.data.synth import SynthSpec, synthesise_splits
@@ -55,7 +56,6 @@ from manyvoice.train.metrics import read_metrics
 from manyvoice.train.objective import ctc_per_utterance, scores_of
 
 SIZES = [1.0, 0.75, 0.55, 0.4, 0.25]
-GROWN = "only the largest once grown"
 # what differs from the whole method, one thing at a time
 ARMS: dict[str, dict[str, Any]] = {
     "supernet": {},
@@ -66,7 +66,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "AdamW": {"optimizer": {"name": "adamw"}},
     "no sandwich": {"elastic": {"sandwich": False}},
     # the others count for nothing once the smallest has grown: is the largest's gain from growing alone?
-    GROWN: {"elastic": {"weight": 1e-9}},
+    "only the largest once grown": {"elastic": {"weight": 1e-9}},
     "one other at a time": {"elastic": {"others": 1}},
     "AlphaNet's": {"elastic": {"grow": 0.0, "distill": "alpha", "hard": 0.0, "others": 3, "named": 0.0}},
 }
@@ -79,14 +79,16 @@ EARLIER: dict[str, dict[str, Any]] = {
     },
     "no distillation, two sizes at 0.5": {"elastic": {"grow": 0.0, "distill": "none", "weight": 0.5}},
 }
-# Commands are 20 hours: a model that sees them in five minutes. Digits have the preset's shape.
-SHAPES: dict[str, dict[str, int]] = {
-    "digits": {},
-    "commands": {"hidden_size": 96, "intermediate_size": 384, "subsampling_factor": 8, "subsampling_conv_channels": 16},
-}
+# A model that hears 20 hours in five minutes; real digits have the preset's shape.
+SMALL = {"hidden_size": 96, "intermediate_size": 384, "subsampling_factor": 8, "subsampling_conv_channels": 16}
+SHAPES: dict[str, dict[str, int]] = {"digits": {}, "commands": SMALL, "strings": SMALL}
 SCALED = 25.0  # ScaledAdam's rates are relative to a tensor's size: about so many times AdamW's
-VOICES, UTTERANCES = 60, 42_000  # 20.5 hours to train on, 0.7 to choose by, 3.2 to report
+# 20.5 hours to train on, 0.7 to choose by, 3.2 to report; the parts share their voices, but no phrase
+COMMANDS = SynthSpec(utterances=42_000, speakers=60, grammar="commands", noise=0.5, room=0.5, snr_db=(10, 25), seed=0)
+COMMANDS_SHARES = {"train": 0.84, "dev": 0.03, "test": 0.13}
+STRINGS = 4000
 COST, FASTER = 2.0, 2.5
+CLIPS = 200  # of the real digits that report
 SEEDS = {"commands": 3}  # that a comparison wants; of real speech one
 TIMED = 2400  # utterances of a timed run: about 150 steps of 30 seconds of commands, most of which train all sizes
 WARM, FEWEST = 5, 20  # steps left out at the start, and steps that a median wants
@@ -118,10 +120,6 @@ def run(bench: Bench) -> None:
         timing(bench, name)
     elif part == "gradients":
         gradients(bench, name)
-    elif part == "ablation":
-        for arm in bench.option("arms", "|".join(ARMS)).split("|"):
-            for lr in bench.option("lrs", "0.01,0.02,0.04").split(","):
-                supernet(bench, name, arm, 0, float(lr))
     elif part == "sizes":
         lr = float(bench.option("lr", "0.02"))
         for seed in map(int, bench.option("seeds", "0").split(",")):
@@ -130,7 +128,7 @@ def run(bench: Bench) -> None:
             for share in shares_alone(bench):
                 alone(bench, name, share, seed, lr)
     elif part != "aims":
-        known = "sizes, ablation, search, gradients, time, speed, or aims of what is there"
+        known = "sizes, search, gradients, time, speed, or aims of what is there"
         raise UsageError(f"part={part}: must be {known}")
     aims(bench)
 
@@ -157,21 +155,27 @@ def corpora(bench: Bench, name: str) -> tuple[str, str, str]:
                 join_clips(rows, folder / part, strings=strings[part], clips=(1, 6), seed=seed)
         train, dev, test = (str(folder / part / "manifest.jsonl") for part in sources)
         return train, dev, test
-    if name != "commands":
-        raise UsageError(f"corpus={name}: must be digits, digits-2000 (of so many strings) or commands")
+    if name != "commands" and kind != "strings":
+        raise UsageError(f"corpus={name}: must be commands, digits, digits-2000 or strings-4000 (of so many strings)")
     made = folder / "made.json"
     if not made.exists():
-        spec = SynthSpec(
-            utterances=60 if bench.toy else UTTERANCES, speakers=6 if bench.toy else VOICES, grammar="commands",
-            noise=0.5, room=0.5, snr_db=(10, 25), seed=0,
-        )  # fmt: skip
+        spec, shares = spoken_strings(int(count or STRINGS)) if kind == "strings" else (COMMANDS, COMMANDS_SHARES)
+        if bench.toy:
+            spec, shares = replace(spec, utterances=60, speakers=6), COMMANDS_SHARES
         parts = synthesise_splits(
-            spec, folder, {"train": 0.84, "dev": 0.03, "test": 0.13}, jobs=int(bench.option("jobs", "1")),
+            spec, folder, shares, jobs=int(bench.option("jobs", "1")),
             progress=lambda d, n: bench.watcher.progress("speaking", d, n),
         )  # fmt: skip
         made.write_text(json.dumps({k: str(v) for k, v in parts.items()}), encoding="utf-8")
     where = json.loads(made.read_text(encoding="utf-8"))
     return where["train"], where["dev"], where["test"]
+
+
+def spoken_strings(count: int) -> tuple[SynthSpec, dict[str, float]]:
+    """Digit strings in noise to train on, and others to choose by and to report on."""
+    every = {"train": count, "dev": 400, "test": 5600}  # over 20,000 words to report on
+    spec = replace(COMMANDS, utterances=sum(every.values()), grammar="digits", words=(2, 6), noise=1.0, snr_db=(0, 10))
+    return spec, {part: n / spec.utterances for part, n in every.items()}
 
 
 def settings(bench: Bench, name: str, output: Path, seed: int, lr: float) -> dict[str, Any]:
@@ -198,15 +202,30 @@ def supernet(bench: Bench, name: str, arm: str, seed: int, lr: float) -> None:
     sizes = SIZES[::4] if bench.toy else SIZES
     if len(bench.find(**same)) == len(sizes):
         return
-    output = bench.work / "runs" / f"{name}-{ARMS_FOLDER.sub('-', arm)}-{seed}-{lr:g}"
-    made = elastic_settings(bench, name, arm, output, seed, lr)
-    model = train(make_run(made), watcher=bench.watcher, command=f"manyvoice bench supernet corpus={name}")
+    model, told = trained(bench, name, arm, seed, lr)
     for size in read_sizes(model, Recogniser.load(model)):
-        if bench.find(**same, size=size.subnet.name):
-            continue
-        row(bench, load_size(model, size.subnet.name), name, arm, seed, lr, size=size.subnet.name,
-            layer_macs=size.document["costs"]["layer_macs"], train_seconds=seconds_of(output),
-            dev_wer=size.document["results"]["dev"]["wer"])  # fmt: skip
+        if not bench.find(**same, size=size.subnet.name):
+            row(bench, load_size(model, size.subnet.name), same, size=size.subnet.name,
+                layer_macs=size.document["costs"]["layer_macs"], dev_wer=size.document["results"]["dev"]["wer"],
+                **told)  # fmt: skip
+
+
+def trained(bench: Bench, name: str, arm: str, seed: int, lr: float) -> tuple[Path, dict[str, Any]]:
+    """A supernet of that arm, and what a row tells of its training; made only once."""
+    output = bench.work / "runs" / f"{name}-{ARMS_FOLDER.sub('-', arm)}-{seed}-{lr:g}"
+    return _run(bench, elastic_settings(bench, name, arm, output, seed, lr))
+
+
+def _run(bench: Bench, made: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    config = make_run(made)
+    model = train(config, watcher=bench.watcher, command=f"manyvoice bench {bench.question}")
+    steps = round(sum(line["seconds"] for line in read_metrics(Path(config.output))), 1)
+    # the rate of the row is every arm's; an optimiser of another kind has its own
+    return model, {
+        "train_seconds": steps,
+        "trained_by": config.optimizer_name,
+        "trained_lr": config.optimizer.lr,
+    }
 
 
 def elastic_settings(bench: Bench, name: str, arm: str, output: Path, seed: int, lr: float) -> dict[str, Any]:
@@ -225,14 +244,15 @@ def elastic_settings(bench: Bench, name: str, arm: str, output: Path, seed: int,
 def alone(bench: Bench, name: str, share: float, seed: int, lr: float) -> None:
     """One row: a model of that size trained by itself."""
     size = f"{100 * share:.0f}"
-    if bench.find(kind="size", corpus=name, arm="alone", size=size, seed=seed, lr=lr, **budget(bench)):
+    same = {"kind": "size", "corpus": name, "arm": "alone", "seed": seed, "lr": lr, **budget(bench)}
+    if bench.find(**same, size=size):
         return
     output = bench.work / "runs" / f"{name}-alone-{size}-{seed}-{lr:g}"
     made, layer_macs = alone_settings(bench, name, size, output, seed, lr)
-    model = train(make_run(made), watcher=bench.watcher, command=f"manyvoice bench supernet corpus={name}")
-    row(bench, Recogniser.load(model), name, "alone", seed, lr, size=size,
-        layer_macs=layer_macs, train_seconds=seconds_of(output),
-        dev_wer=min(line["dev_wer"] for line in read_metrics(output) if "dev_wer" in line))  # fmt: skip
+    model, told = _run(bench, made)
+    recogniser = Recogniser.load(model)
+    dev = evaluate(recogniser, open_corpus(corpora(bench, name)[1])).words.rate
+    row(bench, recogniser, same, size=size, layer_macs=layer_macs, dev_wer=dev, **told)
 
 
 def alone_settings(
@@ -311,18 +331,14 @@ def budget(bench: Bench) -> dict[str, Any]:
             "statistics": "of training or anew, by dev"}  # fmt: skip
 
 
-def seconds_of(output: Path) -> float:
-    """Time of all steps of a run."""
-    return round(sum(line["seconds"] for line in read_metrics(output)), 1)
-
-
-def row(bench: Bench, model: Recogniser, name: str, arm: str, seed: int, lr: float, **more: Any) -> None:
+def row(
+    bench: Bench, model: Recogniser, same: dict[str, Any], *, features: Features | None = None, **more: Any
+) -> None:
     """One size of one arm, on the test part."""
-    found = evaluate(model, open_corpus(corpora(bench, name)[2]))
+    found = evaluate(model, open_corpus(corpora(bench, same["corpus"])[2]), features=features)
     bench.row(
-        seed=seed, kind="size", corpus=name, arm=arm, lr=lr, wer=found.words.rate,
-        wer_interval=list(found.words.interval()), errors=[c.errors for c in found.words.counts],
-        words=[c.reference for c in found.words.counts], **budget(bench), **more,
+        **same, wer=found.words.rate, wer_interval=list(found.words.interval()),
+        errors=[c.errors for c in found.words.counts], words=[c.reference for c in found.words.counts], **more,
     )  # fmt: skip
 
 
@@ -414,39 +430,15 @@ def aims(bench: Bench) -> None:
     """From all rows so far, each corpus by the settings that most seeds of both arms share."""
     bench.aims = []
     for name in sorted({r["corpus"] for r in bench.find(kind="size")}):
-        bench.aims += ablation(bench, name)
-        pairs = _pairs([r for r in bench.find(kind="size", corpus=name) if r["arm"] in ("supernet", "alone")])
-        if "100" not in pairs:
-            continue
-        # an error floor or ceiling tells nothing of any size: the largest model alone says whether there is one
-        rate = float(np.mean([r["wer"] for r in pairs["100"][1]]))
-        void = not COMPARISON_CORPUS[0] <= rate <= COMPARISON_CORPUS[1]
-        verdicts = {}
-        for size, (ours, theirs, _) in pairs.items():
-            words = theirs[0]["words"]
-            new, base = (
-                Arm(name=a, errors=[r["errors"] for r in found], reference_words=words)
-                for a, found in (("supernet", ours), ("alone", theirs))
-            )
-            verdicts[size] = compare(new, base, synthetic=name == "commands")
-            bench.watcher.note(f"{name}, size {size}: {verdicts[size].sentence()}")
-        seeds = {s: len(found[2]) for s, found in pairs.items()}
-        enough = SEEDS.get(name, 1)
-        held = 0 if void else sum(v.holds and seeds[s] >= enough for s, v in verdicts.items())
-        why = f"void: the largest alone is at {rate:.1%} WER; " if void else ""
-        why += "" if min(seeds.values()) >= enough else f"{enough} seeds are wanted; "
-        bench.aims += [
-            Aim(name=f"{name}: sizes not inferior to a model trained alone", sense="equal", limit=len(SIZES),
-                unit="sizes", measured=float(held),
-                why=why + "; ".join(f"{s} (seeds: {seeds[s]}): {v.sentence()}" for s, v in verdicts.items())),
-            _time(bench, name, pairs),
-        ]  # fmt: skip
-        if not bench.toy:
-            whole = pairs["100"][0][0]["layer_macs"]
-            bars = "bars: lowest and highest seed" if len(pairs["100"][2]) > 1 else "one seed"
-            picture = {f"{a} ({bars})": [_point(found[k], whole) for found in pairs.values()]
-                       for k, a in enumerate(("one supernet", "each alone"))}  # fmt: skip
-            draw(picture, bench.path.parent / f"supernet-{name}.png")
+        rows = bench.find(kind="size", corpus=name)
+        for arm in [arm for arm in ("supernet", "KL") if any(r["arm"] == arm for r in rows)]:
+            pairs = _pairs([r for r in rows if r["arm"] in (arm, "alone")])
+            if "100" in pairs:
+                bench.aims.append(_sizes(bench, name, arm, pairs))
+                if arm == "supernet":
+                    bench.aims.append(_time(bench, name))
+                if arm == "supernet" and not bench.toy:
+                    _picture(bench, name, pairs)
     for found in bench.find(kind="speed", size="25", preset="tiny" if bench.toy else "small")[-1:]:
         bench.aims.append(
             Aim(name=f"{found['preset']}: a quarter of the MACs, torch, one thread", sense="at least", limit=FASTER,
@@ -456,61 +448,46 @@ def aims(bench: Bench) -> None:
         )  # fmt: skip
 
 
-def ablation(bench: Bench, name: str) -> Iterator[Aim]:
-    """What each technique is worth, of all sizes together: each arm at the rate that is best for it on the dev part."""
-    runs: dict[str, dict[float, list[dict[str, Any]]]] = {}
-    sizes = len(SIZES[::4] if bench.toy else SIZES)
-    for r in bench.find(kind="size", corpus=name, seed=0):
-        if r["arm"] in ARMS and "part=ablation" in r["command"]:
-            runs.setdefault(r["arm"], {}).setdefault(r["lr"], []).append(r)
-    runs = {arm: {lr: rows for lr, rows in rates.items() if len(rows) == sizes} for arm, rates in runs.items()}
-    best = {
-        arm: min(rates.values(), key=lambda rows: sum(r["dev_wer"] for r in rows))
-        for arm, rates in runs.items() if rates
-    }  # fmt: skip
-    for arm, rows in best.items():
-        if arm == "supernet" or "supernet" not in best:
-            continue
-        # a model that only grew is one size
-        which = ("100",) if arm == GROWN else tuple(r["size"] for r in rows)
-        sides = []
-        for called, found in (("the whole method", best["supernet"]), (arm, rows)):
-            found = [r for r in found if r["size"] in which]
-            errors, words = (np.sum([r[k] for r in found], axis=0).tolist() for k in ("errors", "words"))
-            sides.append(Arm(name=called, errors=[errors], reference_words=words))
-        verdict = compare(*sides, synthetic=name == "commands")
-        yield Aim(
-            name=f"{name}: the whole method is better than {arm}: upper bound of its error rate",
-            sense="below", limit=0.0, unit="relative", measured=verdict.upper,
-            why=f"rates {best['supernet'][0]['lr']:g} and {rows[0]['lr']:g} of {len(runs[arm])}; {verdict.sentence()}",
-        )  # fmt: skip
-
-
-def _time(bench: Bench, name: str, pairs: dict[str, Pair]) -> Aim:
-    """Of all sizes by one run, in runs of the largest alone with as many steps.
-
-    Steps that were timed in turn say it; without them the runs, which may have shared their machine, of seeds that
-    have all there is to compare.
-    """
-    timed = [r for r in bench.find(kind="time", corpus=name) if r["arm"] in ("supernet", "alone")]
-    step: dict[str, list[float]] = {}
-    for r in timed:
-        step.setdefault(r["size"], []).append(r["seconds_per_step"])
-    whole = [s for s in pairs["100"][2] if len(pairs) == len(SIZES) and all(s in found[2] for found in pairs.values())]
-    if "all" in step and "100" in step:
-        took = {size: float(np.median(seconds)) for size, seconds in step.items()}
-        spent = took.pop("all") / took["100"]
-        why = f"median steps, timed in turn; the {len(took)} alone take {sum(took.values()) / took['100']:.2f}"
-    else:
-        spent = sum(r["train_seconds"] for r in pairs["100"][0]) / sum(r["train_seconds"] for r in pairs["100"][1])
-        why = "not all sizes have been trained alone"
-        if whole:
-            took = {z: sum(r["train_seconds"] for r in found[1] if r["seed"] in whole) for z, found in pairs.items()}
-            why = f"the five alone took {sum(took.values()) / took['100']:.2f}"
+def _sizes(bench: Bench, name: str, arm: str, pairs: dict[str, Pair]) -> Aim:
+    """How many sizes of an arm are not inferior to models alone, and what each comparison says."""
+    # an error floor or ceiling tells nothing of any size: the largest model alone says whether there is one
+    rate = float(np.mean([r["wer"] for r in pairs["100"][1]]))
+    void = not COMPARISON_CORPUS[0] <= rate <= COMPARISON_CORPUS[1]
+    verdicts = {}
+    for size, (ours, theirs, _) in pairs.items():
+        words = theirs[0]["words"]
+        new, base = (
+            Arm(name=a, errors=[r["errors"] for r in found], reference_words=words)
+            for a, found in ((arm, ours), ("alone", theirs))
+        )
+        verdicts[size] = compare(new, base, synthetic=not name.startswith("digits"))
+        bench.watcher.note(f"{name}, size {size}: {verdicts[size].sentence()}")
+    seeds = {s: len(found[2]) for s, found in pairs.items()}
+    enough = SEEDS.get(name, 1)
+    held = 0 if void else sum(v.holds and seeds[s] >= enough for s, v in verdicts.items())
+    why = f"void: the largest alone is at {rate:.1%} WER; " if void else ""
+    # strings that share their clips are not independent
+    why += (
+        f"the test strings are made of {CLIPS} clips, so bounds are too narrow; " if name.startswith("digits") else ""
+    )
+    why += "" if min(seeds.values()) >= enough else f"{enough} seeds are wanted; "
+    told = {
+        s: f"rates {ours[0]['lr']:g} and {theirs[0]['lr']:g}; {verdicts[s].sentence()}"
+        for s, (ours, theirs, _) in pairs.items()
+    }
     return Aim(
-        name=f"{name}: training time of all sizes", sense="at most", limit=COST, unit="largest-model runs",
-        measured=round(spent, 3), why=why,
+        name=f"{name}: sizes{'' if arm == 'supernet' else f' of {arm}'} not inferior to a model trained alone",
+        sense="equal", limit=len(SIZES), unit="sizes", measured=float(held),
+        why=why + "; ".join(f"{s} (seeds: {seeds[s]}): {said}" for s, said in told.items()),
     )  # fmt: skip
+
+
+def _picture(bench: Bench, name: str, pairs: dict[str, Pair]) -> None:
+    whole = pairs["100"][0][0]["layer_macs"]
+    bars = "bars: lowest and highest seed" if len(pairs["100"][2]) > 1 else "one seed"
+    lines = {f"{a} ({bars})": [_point(found[k], whole) for found in pairs.values()]
+             for k, a in enumerate(("one supernet", "each alone"))}  # fmt: skip
+    draw(lines, bench.path.parent / f"supernet-{name}.png")
 
 
 def _point(rows: list[dict[str, Any]], whole: int) -> Point:
@@ -520,25 +497,50 @@ def _point(rows: list[dict[str, Any]], whole: int) -> Point:
     return rows[0]["layer_macs"] / whole, float(np.mean(rates)), ends
 
 
-def _pairs(rows: list[dict[str, Any]]) -> dict[str, Pair]:
-    """Rows of both arms for each size, largest first, and the seeds that both have.
+def _time(bench: Bench, name: str) -> Aim:
+    """Of all sizes by one run, in runs of the largest alone with as many steps; timed in turn."""
+    step: dict[str, list[float]] = {}
+    for r in bench.find(kind="time", corpus=name):
+        if r["arm"] in ("supernet", "alone"):
+            step.setdefault(r["size"], []).append(r["seconds_per_step"])
+    spent, why = None, "not timed: runs that shared their machine with others do not tell; `part=time` does"
+    if "all" in step and "100" in step:
+        took = {size: float(np.median(seconds)) for size, seconds in step.items()}
+        spent = round(took.pop("all") / took["100"], 3)
+        why = f"median steps, timed in turn; the {len(took)} alone take {sum(took.values()) / took['100']:.2f}"
+    return Aim(
+        name=f"{name}: training time of all sizes", sense="at most", limit=COST, unit="largest-model runs",
+        measured=spent, why=why,
+    )  # fmt: skip
 
-    Only rows of one learning rate, number of epochs and batch size are compared: those that most seeds share.
+
+def _pairs(rows: list[dict[str, Any]]) -> dict[str, Pair]:
+    """Rows of an arm and of models alone for each size, largest first, and the seeds that both have.
+
+    Only rows of one number of epochs, batch size and so on are compared: those that most seeds share. Of several rates
+    the arm has the one that its sizes together prefer on the development part, and each size alone its own.
     """
 
     def shared(r: dict[str, Any]) -> tuple[Any, ...]:
-        return r["lr"], r["epochs"], r.get("batch_seconds"), r.get("optimizer"), r.get("statistics")
+        return r["epochs"], r.get("batch_seconds"), r.get("optimizer"), r.get("statistics")
 
     def paired(settings: tuple[Any, ...]) -> dict[str, Pair]:
-        found = {}
+        alike = [r for r in rows if shared(r) == settings]
+        ours, found = best_rate([r for r in alike if r["arm"] != "alone"]), {}
         for size in dict.fromkeys(f"{100 * s:.0f}" for s in SIZES):
-            ours, theirs = (
-                {r["seed"]: r for r in rows if r["size"] == size and r["arm"] == arm and shared(r) == settings}
-                for arm in ("supernet", "alone")
-            )
-            if seeds := sorted(set(ours) & set(theirs)):
-                found[size] = [ours[s] for s in seeds], [theirs[s] for s in seeds], seeds
+            mine = {r["seed"]: r for r in ours if r["size"] == size}
+            theirs = {r["seed"]: r for r in best_rate([r for r in alike if r["arm"] == "alone" and r["size"] == size])}
+            if seeds := sorted(set(mine) & set(theirs)):
+                found[size] = [mine[s] for s in seeds], [theirs[s] for s in seeds], seeds
         return found
 
     every = [paired(settings) for settings in dict.fromkeys(map(shared, rows))]
     return max(every, key=lambda found: sum(len(pair[2]) for pair in found.values()), default={})
+
+
+def best_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the learning rate that has most of them, and of those the one best on the development part."""
+    rates: dict[float, list[dict[str, Any]]] = {}
+    for r in rows:
+        rates.setdefault(r["lr"], []).append(r)
+    return min(rates.values(), key=lambda of: (-len(of), sum(r["dev_wer"] for r in of)), default=[])

@@ -198,7 +198,11 @@ def _run_of(path: Path) -> Callable[[Bench], None]:
         raise WorkError(f"{path}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))  # a benchmark may build on another
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     run: Callable[[Bench], None] = module.run
     return run
 
