@@ -98,4 +98,14 @@ def test_wrong_words_are_refused(
     assert nowhere.returncode == 1 and "give the folder that `manyvoice space` wrote" in nowhere.stderr
     few = manyvoice("space", trained / "model", tones, "-o", tmp_path / "s")
     assert few.returncode == 2 and "2 speakers with three utterances or more" in few.stderr
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("ann")
+    for wrong, message in (
+        (("--name", " "), "is empty; give a name"),
+        (("--tenant", "T" * 60), "is too long"),
+        (("--voices", tmp_path / "letters"), "holds other files"),
+    ):
+        done = manyvoice("enrol", trained / "model", bob, *more, *wrong)
+        said = " ".join(done.stderr.split())
+        assert done.returncode == 2 and message in said and "learning" not in said
     assert not (tmp_path / "v").exists() and not (tmp_path / "s").exists()

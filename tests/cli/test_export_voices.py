@@ -95,6 +95,16 @@ def test_wrong_words(
     assert not (tmp_path / "out").exists()
 
 
+def test_no_folder_is_made_of_a_file(
+    trained: Path, voices: dict[str, Path], tmp_path: Path, manyvoice: Command
+) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    for form in ("folder", "peft"):
+        words = ("--to", form, "--voice", voices["lora"], "-o", tmp_path / "notes.txt")
+        done = manyvoice("export", trained / "model", *words)
+        assert done.returncode == 2 and "notes.txt is a file; name a new folder" in " ".join(done.stderr.split())
+
+
 def test_a_model_or_a_file_is_not_exported_over(trained: Path, tmp_path: Path, manyvoice: Command) -> None:
     pytest.importorskip("onnx")
     before = sorted(p.name for p in (trained / "model").iterdir())

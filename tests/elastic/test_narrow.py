@@ -79,6 +79,19 @@ def any_subnet(anatomy: Anatomy) -> st.SearchStrategy[Subnet]:
 ANATOMY = anatomy_of(build_model("tiny", SMALL, vocabulary=9, blank=8)[0])
 
 
+def test_statistics_go_to_where_the_model_is(model: PreTrainedModel) -> None:
+    """A size's are read on the CPU, whatever the model is on."""
+    elsewhere = copy.deepcopy(model)
+    elastic = Elastic(elsewhere)
+    measured, subnet = elastic.statistics(), whole(elastic.anatomy)
+    norm = next(iter(batchnorm.masked_norms(elsewhere)))
+    with elastic.at(subnet, statistics=measured):
+        assert any(norm.running_mean is x for x in measured.values()), "what is there stays itself"
+    elsewhere.to("meta")
+    with elastic.at(subnet, statistics=measured):
+        assert {b.device.type for b in norm.buffers()} == {"meta"}
+
+
 @settings(max_examples=25, deadline=None)
 @given(subnet=any_subnet(ANATOMY))
 def test_narrowed_is_extracted_is_the_oracle(subnet: Subnet, model: PreTrainedModel, batch: Batch) -> None:

@@ -40,7 +40,12 @@ def rewrite(folder: Path, **entries: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "roles", [("attention.out", "ff1.up"), ("attention.query", "attention.value", "attention.out")]
+    "roles",
+    [
+        ("attention.out", "ff1.up"),
+        ("attention.query", "attention.value", "attention.out"),
+        ("attention.out", "attention.value", "attention.query"),
+    ],
 )
 def test_there_and_back_is_the_same_file(
     base: Recogniser, make_voice: MakeVoice, tmp_path: Path, roles: tuple[str, ...]

@@ -18,11 +18,13 @@ from torch.testing import assert_close
 from manyvoice.data.collate import Collator
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.decode.evaluate import evaluate
-from manyvoice.errors import CorpusError, UsageError, WorkError
+from manyvoice.decode.recogniser import Recogniser
+from manyvoice.errors import CorpusError, UsageError, VoiceError, WorkError
 from manyvoice.recipes import personalize as recipe
 from manyvoice.recipes.personal_report import Report
 from manyvoice.recipes.personalize import Personalisation, keep_whole_lines, personalize, reasons_against
 from manyvoice.recipes.speakers import Split
+from manyvoice.recipes.variant import owned_by, whole_variant
 from manyvoice.recipes.voiced import serve_speakers
 from manyvoice.submodels.store import Store
 from manyvoice.submodels.voice import Voice
@@ -202,8 +204,8 @@ def test_waves_make_the_same_voices_and_go_on_where_they_stopped(
     assert first.notes == ["wave 1 of 3: 1 speaker, ann", "wave 2 of 3: 1 speaker, bob"]
     assert first.stages["wave 1 of 3: training"][0] == first.stages["wave 1 of 3: training"][1]
     assert [t.bank.owners for t in trainings] == [("ann",)]
-    with (tmp_path / "run" / "speakers.jsonl").open("a") as lines:
-        lines.write('{"speaker": "bob", "ke')  # killed while it wrote
+    with (tmp_path / "run" / "speakers.jsonl").open("ab") as lines:
+        lines.write('{"speaker": "Zoë'.encode()[:-1])  # killed while it wrote, in the middle of a letter
     report = personalize(base, job.corpus, tmp_path / "run", small)
     assert [t.bank.owners for t in trainings] == [("ann",), ("bob",), ("mallory",)]
     for ours, theirs in zip(report.outcomes, job.report.outcomes, strict=True):
@@ -214,8 +216,8 @@ def test_waves_make_the_same_voices_and_go_on_where_they_stopped(
         assert (ours.before.errors, ours.after.errors) == (theirs.before.errors, theirs.after.errors)
         if ours.kept:
             same_voice(Store(tmp_path / "run" / "voices").get(ours.speaker), Store(job.store).get(ours.speaker))
-    again = personalize(base, job.corpus, tmp_path / "run", small)
-    assert again == report and len(trainings) == 3
+    again = personalize(base, job.corpus, tmp_path / "run", WANTED)
+    assert again == report and len(trainings) == 3, "how much memory there is changes nothing"
 
 
 def test_a_wave_goes_on_from_where_it_was_stopped(
@@ -233,6 +235,29 @@ def test_a_wave_goes_on_from_where_it_was_stopped(
     assert not list(run.glob("halfway*")), "weights are in the store alone"
     kept = {o.speaker: o.voice for o in job.report.outcomes}
     assert kept == {o.speaker: o.voice for o in report.outcomes} and kept["ann"] is not None
+
+
+def test_a_store_that_fails_costs_no_training(
+    job: Job, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, add_many = tmp_path / "run", Store.add_many
+    monkeypatch.setattr(recipe, "Halfway", partial(Halfway, pause=Seconds(0.0)))
+
+    def full(self: Store, voices: Any, tenant: str = "default") -> Any:
+        if any(name == "bob" for name, _ in voices):
+            raise VoiceError("no space left on device")
+        return add_many(self, voices, tenant)
+
+    monkeypatch.setattr(Store, "add_many", full)
+    with pytest.raises(VoiceError, match="no space left"):
+        personalize(base, job.corpus, run, WANTED)
+    assert [e.name for e in Store(run / "voices").entries()] == ["ann"]
+    monkeypatch.setattr(Store, "add_many", add_many)
+    last = Listener()
+    report = personalize(base, job.corpus, run, WANTED, watcher=last)
+    assert "training" not in last.first and last.notes == ["2 speakers, bob, mallory"]
+    assert {o.speaker: o.voice for o in job.report.outcomes} == {o.speaker: o.voice for o in report.outcomes}
+    assert not list(run.glob("halfway*"))
 
 
 def test_one_that_diverges_costs_the_others_nothing(job: Job, base: Path, tmp_path: Path) -> None:
@@ -303,6 +328,7 @@ def test_a_voice_that_was_replaced_or_removed_is_told_of(job: Job, base: Path, t
 def test_memory_that_holds_nobody(job: Job, base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--memory: 0.0954 MiB do not hold ann's speech and submodel, .*; give more"):
         personalize(base, job.corpus, tmp_path / "run", replace(WANTED, memory=100_000))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_line_that_was_cut_off_is_removed(tmp_path: Path) -> None:
@@ -421,6 +447,14 @@ def test_general_speech_is_learned_from_and_measures(
     for said in trainings[0].speech:
         assert set(said.replay) == set(rows) - measuring
     assert trainings[0].schedule.replayed == 1, "a quarter of four"
+    assert [replace(SHORT, replay=share).replayed for share in (0, 0.01, 0.125, 0.5, 1)] == [0, 1, 1, 2, 4]
+    variant = whole_variant(Recogniser.load(base))
+    heard = general.subset(range(0, len(general), 10))
+    for row, outcome in enumerate(report.outcomes, start=1):
+        voiced = owned_by(variant, trainings[0].bank, [row] * len(heard))
+        ours, theirs = (evaluate(variant.recogniser, heard, owned=owned) for owned in (voiced, None))
+        assert outcome.others == pytest.approx(sum(ours.nats) / sum(theirs.nats) - 1, rel=1e-2, abs=1e-4)
+    assert abs(report.outcomes[0].others - report.outcomes[1].others) > 1e-2, "whose row is heard must show"
     replayed = asked - measuring - set(range(len(both)))
     assert len(replayed) >= 8 and replayed < set(rows) and measuring <= asked
     alone = personalize(base, both, tmp_path / "without", SHORT)

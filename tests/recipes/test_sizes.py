@@ -23,16 +23,18 @@ from manyvoice.config import RunConfig, make_run
 from manyvoice.data.manifest import open_corpus
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
+from manyvoice.elastic.distill import DIVERGENCES
 from manyvoice.elastic.extract import extract
 from manyvoice.elastic.narrow import Elastic
-from manyvoice.elastic.sampling import Alone
+from manyvoice.elastic.sampling import Alone, Sandwich
+from manyvoice.elastic.still import outside
 from manyvoice.elastic.subnet import Subnet
 from manyvoice.errors import ConfigError, ModelError, UsageError
 from manyvoice.models.anatomy import parameter_count
 from manyvoice.models.load import build_model
 from manyvoice.recipes import find
 from manyvoice.recipes.card import check_model, read_card
-from manyvoice.recipes.prepare import dry_run
+from manyvoice.recipes.prepare import build_recogniser, dry_run
 from manyvoice.recipes.ready import passes_of
 from manyvoice.recipes.sizes import compare_sizes, describe, extract_size, load_size, read_sizes
 from manyvoice.recipes.sizing import Sizer
@@ -40,6 +42,7 @@ from manyvoice.recipes.train import claim_folder, train
 from manyvoice.recipes.watch import Silent
 from manyvoice.train.checkpoint import Keeper, load
 from manyvoice.train.distributed import start
+from manyvoice.train.flatstart import flat_ctc_of
 from manyvoice.train.metrics import read_metrics
 from manyvoice.train.sandwich import SupernetPasses
 
@@ -106,6 +109,15 @@ def test_while_a_supernet_grows_its_smallest_size_is_what_dev_scores(
     size = read_sizes(model, recogniser)[-1]
     recogniser.model.load_state_dict(load(kept[0].path).tensors["model"])
     elastic = Elastic(recogniser.model)
+    # what the smallest lacks has not moved: it is as it was born
+    torch.manual_seed(run.seed)
+    born = build_recogniser(run, open_corpus(Path(run.output) / "train.jsonl")).model.state_dict()
+    still = outside(elastic, [size.subnet])
+    assert still and all(
+        torch.equal(p[still[name]], born[name][still[name]])
+        for name, p in recogniser.model.named_parameters()
+        if name in still
+    )
     small = Recogniser(extract(elastic, size.subnet), recogniser.family, recogniser.tokenizer, recogniser.log_mel)
     found = evaluate(small, open_corpus(Path(run.output) / "dev.jsonl"))
     assert found.loss == pytest.approx(first["dev_loss"], rel=1e-6)
@@ -383,6 +395,22 @@ def test_sizes_for_new_budgets(supernet: Path, tmp_path: Path, run_cli: Callable
         run_cli("subnets", copied, "find", dev, "--of", "joules")
     with pytest.raises(UsageError, match="find: name a manifest to measure on; for example"):
         run_cli("subnets", copied, "find")
+
+
+def test_a_run_file_decides_how_a_supernet_trains(made: Callable[..., RunConfig], tmp_path: Path) -> None:
+    said = {"distill": "kl", "hard": 0.3, "weight": 0.7, "dropout": False, "others": 1, "named": 0.4, "grow": 0.25}
+    run = made(tmp_path / "run", **said)
+    model = build_recogniser(run, open_corpus(run.corpus.train)).model
+    passes = passes_of(model, run, steps=100)
+    assert isinstance(passes, SupernetPasses) and isinstance(passes.sampler, Sandwich)
+    sampler = passes.sampler
+    assert (passes.divergence, passes.hard, passes.weight, passes.dropout) == (DIVERGENCES["kl"], 0.3, 0.7, False)
+    assert (sampler.others, sampler.named, sampler.alone, len(sampler.sizes)) == (1, 0.4, 25, 3)
+    assert passes.ctc is flat_ctc_of
+    plain = run.model_copy(update={"elastic": run.elastic.model_copy(update={"sandwich": False, "distill": "none"})})
+    passes = passes_of(model, plain, steps=100)
+    assert isinstance(passes, SupernetPasses) and isinstance(passes.sampler, Alone)
+    assert passes.divergence is None and passes.hard == 1.0
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -155,8 +156,16 @@ def test_a_space_that_was_stopped_goes_on(base: Path, tmp_path: Path, monkeypatc
     assert sorted(p.name for p in again.parent.iterdir()) == ["report.json", "space.safetensors"]
     still = Watch(-1)
     assert train_space(base, corpus, again.parent, wanted, still) == again and still.rounds == [], "it is finished"
+    again.unlink()  # as if killed between the report and the space
+    assert train_space(base, corpus, again.parent, wanted, still) == again and still.rounds[-1] == 6
     with pytest.raises(UsageError, match="is a space of other settings, base or speech; choose another --output"):
         train_space(base, corpus, again.parent, replace(wanted, seed=1), Silent())
+    told = [replace(u, extra={"who": u.speaker}) for u in corpus]
+    by = replace(wanted, by="who")
+    train_space(base, open_corpus(told), tmp_path / "by", by)
+    told[0], told[-1] = replace(told[0], extra=told[-1].extra), replace(told[-1], extra=told[0].extra)
+    with pytest.raises(UsageError, match="is a space of other settings, base or speech"):
+        train_space(base, open_corpus(told), tmp_path / "by", by)
 
 
 @pytest.mark.parametrize("how", ["predict", "learn"])
@@ -406,8 +415,9 @@ def test_two_processes_make_one_space(base: Path, tmp_path: Path) -> None:
     one = Generator.read(train_space(base, open_corpus(tmp_path / "all.jsonl"), tmp_path / "one", settings))
     assert two.predictor is not None and two.predictor.speakers == 5
     assert two.card == one.card and two.base == one.base
-    # other batches, so other steps of what is shared: near each other, not equal, and both far from where they began
+    assert json.loads(done.stdout)["hash"] == two.hash, "one of them speaks for both"
+    # the step of what is shared is the mean over all speakers, wherever they are
     born = Bank(whole_variant(Recogniser.load(base)).anatomy, two.method, ["x"], seed=0)
     for where, start in born.shared.items():
         way = (one.shared[where] - start).norm()
-        assert way > 0 and (two.shared[where] - one.shared[where]).norm() < 0.5 * way, where
+        assert way > 0 and (two.shared[where] - one.shared[where]).norm() < 1e-2 * way, where

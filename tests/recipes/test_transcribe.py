@@ -64,6 +64,13 @@ def test_only_the_same_weights_go_on(tmp_path: Path, name: str, form: Form, othe
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize(("name", "ids"), [("o.jsonl", ["0", "0"]), ("o", ["0", "0"]), ("o", ["x/y.wav", "x_y.wav"])])
+def test_two_recordings_that_would_be_one_are_refused(tmp_path: Path, name: str, ids: list[str]) -> None:
+    output = Output(path=tmp_path / name, form="jsonl", weights=ANN)
+    with pytest.raises(UsageError, match=rf"--output .*{name}: {ids[0]} and {ids[1]} are both .* would be lost"):
+        list(output.pending(map(recording, ids)))
+
+
 def test_lines_end_where_json_lines_do(tmp_path: Path) -> None:
     """Not at what Unicode calls an end of line, which strings of JSON may hold; and a cut may go through a letter."""
     output = begun(tmp_path / "o.jsonl")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -84,6 +85,11 @@ def test_bounds_hold_whatever_is_asked(store: Store, hashes: list[str], tmp_path
     assert cache.statistics().from_disk > 0
     small = VoiceCache(store, host_bytes=SIZE - 1)
     assert small.get(hashes[0]).hash == hashes[0] and small.statistics().voices == 0
+    narrow = VoiceCache(store, host_bytes=2 * SIZE)
+    narrow.pin(hashes[0])
+    narrow.get(hashes[1])
+    narrow._keep(("default", "large"), SimpleNamespace(size=SIZE + 1))  # type: ignore[arg-type]
+    assert narrow.statistics().voices == 2 and narrow.statistics().evictions == 0, "what cannot stay drives nobody out"
     with pytest.raises(UsageError, match="disk_bytes = -1: must be 0 or more"):
         VoiceCache(store, host_bytes=1, disk_bytes=-1)
 

@@ -177,8 +177,9 @@ def test_packing_holds_every_owner_once_within_the_limit(lengths: list[list[floa
 
 
 def test_the_rate_rises_then_falls() -> None:
-    rates = [SCHEDULE.rate(r) for r in range(7)]
-    assert max(rates) <= 1.0 and rates[-1] < 0.5 and min(rates) >= 0.1
+    rates = [replace(SCHEDULE, rounds=40).rate(r) for r in range(40)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0.1 <= rates[-1] < 0.11 and max(rates) == 1.0
 
 
 @pytest.mark.parametrize("method", ["adapter", "generated"])

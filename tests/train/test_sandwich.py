@@ -92,6 +92,20 @@ def test_the_gradient_is_the_sum_over_the_subnets(
             torch.testing.assert_close(found[n], p.grad, rtol=1e-10, atol=1e-12)
 
 
+def test_dropout_of_a_narrow_part_follows_its_width(model: Any, batch: Batch) -> None:
+    """Rates that the modules have while each subnet of a step runs: the whole's for the first, less for the others."""
+    passes, rates = passes_of(model, distill="none"), list[float]()
+    for module in model.modules():
+        if hasattr(module, "activation_dropout"):
+            module.activation_dropout = 0.4
+    first = model.encoder.layers[0].feed_forward1
+    first.register_forward_hook(lambda module, x, y: rates.append(module.activation_dropout))
+    gradients(model, passes, batch)
+    plans = [passes.elastic.plan(drawn.subnet) for drawn in passes.sampler.draw(5)]
+    kept = [plan.counts.get(("encoder.layers.0.feed_forward1", "ff_chunk"), (1, 1)) for plan in plans]
+    assert rates == [pytest.approx(0.4 * k / n) for k, n in kept] and rates[-1] < rates[0] == 0.4
+
+
 def test_statistics_are_those_of_the_largest(model: Any, batch: Batch) -> None:
     gradients(model, passes_of(model), batch)
     assert all(len(norm.pending) == 1 and norm.recording for norm in masked_norms(model))

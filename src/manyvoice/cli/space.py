@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,8 @@ def space(
             path = train_space(base, open_corpus(manifest), output, wanted, terminal)
     except KeyboardInterrupt as error:
         raise WorkError("stopped; the same command goes on") from error
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun the first process speaks for all
     report = read_report(output)
     emit({"space": str(path), **report}, as_json=as_json, text=_text(path, report))
 

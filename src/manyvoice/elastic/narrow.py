@@ -186,7 +186,9 @@ class _Undo:
     def buffer(self, module: nn.Module, name: str, value: Tensor) -> None:
         if name not in module._buffers:
             raise ModelError(f"{type(module).__name__} has no statistics {name!r}; measure the size's again")
-        self._set(module._buffers, name, value)
+        old = module._buffers[name]
+        # on the model's device; one that is there already stays itself, as what is measured inside goes into it
+        self._set(module._buffers, name, value if old is None else value.to(old.device))
 
     def _set(self, where: dict[str, Any], name: str, value: object) -> None:
         self._steps.append((where, name, name in where, where.get(name)))

@@ -103,7 +103,7 @@ def from_peft(
     found = _by_site(tensors, anatomy, path)
     roles = list(dict.fromkeys(site.role for site in anatomy.sites if any((site.key, p) in found for p in "AB")))
     # settings are compared in order, and PEFT keeps none
-    for known in (ours["settings"].get("roles", []), list(Lora().roles)):
+    for known in (list(Lora().roles), ours["settings"].get("roles", [])):
         roles = known if sorted(known) == sorted(roles) else roles
     try:
         settings = {"rank": int(config["r"]), "alpha": float(config["lora_alpha"]), "roles": roles}

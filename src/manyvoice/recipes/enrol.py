@@ -26,6 +26,7 @@ from manyvoice.recipes.space import FEWEST, MASKS, Difference, Learning, Space, 
 from manyvoice.recipes.transcribe import Recording
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
+from manyvoice.submodels.names import quote, tenant_path
 from manyvoice.submodels.predict import LONGEST, SHORTEST
 from manyvoice.submodels.store import TENANT, Store
 from manyvoice.submodels.voice import Voice
@@ -130,12 +131,15 @@ def enrol(
         only a verified voice may take; VoiceError if the space is not of this base.
     """
     wanted, watcher = wanted or Enrolment(), watcher or Silent()
+    # all that can be wrong with where it goes, before anything is computed
+    quote(name)
+    tenant_path(wanted.tenant)
+    store.may_be_made()
     _check_speaker(name, speech)
     _check_name(name, speech, store, wanted)
     loaded = Space.load(base, space)
     if isinstance(speech, Corpus):
-        job = _Labelled(loaded, name, speech, wanted, watcher)
-        found, voice = job.run()
+        found, voice = _Labelled(loaded, name, speech, wanted, watcher).run()
     else:
         found, voice = _heard(loaded, name, speech, wanted)
     if voice is not None and found.verified is None and not wanted.replace and (there := _holder(name, store, wanted)):

@@ -17,7 +17,7 @@ from manyvoice.export.merge import merge
 from manyvoice.export.onnx import Exported, export_onnx, onnx_recogniser
 from manyvoice.export.peft import to_peft
 from manyvoice.recipes.card import CARD, measured, read_card, write_derived_card
-from manyvoice.recipes.sizes import SUBNET, alone, find_size, load_size
+from manyvoice.recipes.sizes import SUBNET, alone, find_size, load_size, refuse_full
 from manyvoice.recipes.variant import load_variant
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.voice import Voice
@@ -87,8 +87,7 @@ def export_merged(
         WorkError if the folder cannot be written.
     """
     watcher = watcher or Silent()
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty; name a new folder")
+    refuse_full(folder)
     base = _whole(spec)
     made = merge(base, voice)
     if size is not None:
@@ -112,8 +111,7 @@ def export_peft(spec: str | Path, folder: Path, voice: Voice) -> Path:
 
     Raises: UsageError for a folder that holds something, and for an extracted size; VoiceError as ``to_peft`` does.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty; name a new folder")
+    refuse_full(folder)
     base = _whole(spec)
     voice.check(
         base.family.anatomy(base.model), base=base.fingerprint(), tokenizer=base.tokenizer.fingerprint()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,11 @@ class Personalisation:
         if self.replay < 0:
             raise UsageError(f"replay = {self.replay}: must be 0 or more; {Personalisation.replay} is usual")
 
+    @property
+    def replayed(self) -> int:
+        """Utterances of general speech in a step; a share that is not 0 is one at least."""
+        return max(1, round(self.replay * self.schedule.utterances)) if self.replay else 0
+
 
 def personalize(
     base: str | Path,
@@ -130,11 +135,12 @@ def personalize(
     if dry_run:
         return job.plan()
     store = store or Store(output / "voices")
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    waves = job.waves(job.speakers[rank::ranks])
     if main:
         job.claim(store)
     accelerator.wait_for_everyone()
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    job.run(store, job.speakers[rank::ranks], rank)
+    job.run(store, waves, rank)
     accelerator.wait_for_everyone()
     report = job.report(store)
     if main:
@@ -207,18 +213,21 @@ class Personalising:
         except OSError as error:
             raise WorkError(f"{self.output}: cannot be written ({error}); choose another --output") from error
 
-    def run(self, store: Store, speakers: Sequence[Speaker], rank: int) -> None:
-        """Train and store these speakers, in waves that fit into memory."""
+    def run(self, store: Store, waves: Sequence[Sequence[Speaker]], rank: int) -> None:
+        """Train and store the speakers of each wave that are not finished."""
         done = {o.speaker for o in self.outcomes()}
-        left = [s for s in speakers if s.name not in done]
         lines = self.output / (LINES if rank == 0 else f"speakers-{rank}.jsonl")
         keep_whole_lines(lines)
-        waves = list(self._waves(left))
-        for number, wave in enumerate(waves, start=1):
+        for number, everyone in enumerate(waves, start=1):
+            left = [s for s in everyone if s.name not in done]
+            if not left:
+                continue
+            # one that was stopped while its voices were stored is trained already
+            wave = everyone if self._halfway(everyone, rank).there() else left
             label = f"wave {number} of {len(waves)}: " if len(waves) > 1 else ""
-            count = "1 speaker" if len(wave) == 1 else f"{len(wave)} speakers"
-            self.watcher.note(f"{label}{count}, " + ", ".join(s.name for s in wave[:5]) + ", ..." * (len(wave) > 5))
-            for outcome in self._wave(store, wave, label, halfway_of(self.output, rank)):
+            count = "1 speaker" if len(left) == 1 else f"{len(left)} speakers"
+            self.watcher.note(f"{label}{count}, " + ", ".join(s.name for s in left[:5]) + ", ..." * (len(left) > 5))
+            for outcome in self._wave(store, wave, done, label, self._halfway(wave, rank)):
                 try:
                     with lines.open("a", encoding="utf-8") as file:
                         file.write(outcome.to_json())
@@ -230,9 +239,9 @@ class Personalising:
         found = {}
         for path in [self.output / LINES, *sorted(self.output.glob("speakers-*.jsonl"))]:
             # not splitlines: a name may hold other ends of lines
-            for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+            for line in path.read_bytes().split(b"\n") if path.exists() else ():
                 try:
-                    outcome = Outcome.from_json(line)
+                    outcome = Outcome.from_json(line.decode())
                 except (ValueError, TypeError):
                     continue
                 found[outcome.speaker] = outcome
@@ -244,7 +253,12 @@ class Personalising:
         return summarise(outcomes, self.left_out, self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return asdict(self.wanted) | {"base": self.variant.base}
+        # how much memory there is changes no voice
+        return {k: v for k, v in asdict(self.wanted).items() if k != "memory"} | {"base": self.variant.base}
+
+    def waves(self, speakers: Sequence[Speaker]) -> list[list[Speaker]]:
+        """These speakers in parts that fit into memory. UsageError names one who does not fit alone."""
+        return list(self._waves(speakers))
 
     def _waves(self, speakers: Sequence[Speaker]) -> Iterator[list[Speaker]]:
         one = bytes_per_row(self.variant.anatomy, self.method, torch.float32) * _COPIES * len(self._rates())
@@ -269,31 +283,41 @@ class Personalising:
     def _bytes(self, rows: Sequence[int]) -> float:
         return _BYTES_PER_SECOND * float(self.everything.durations_N[list(rows)].sum())
 
-    def _wave(self, store: Store, wave: Sequence[Speaker], label: str, kept: Path) -> Iterator[Outcome]:
+    def _candidates(self, wave: Sequence[Speaker]) -> dict[str, tuple[Speaker, float]]:
+        """The rows of a wave's bank, by the owner's name: every speaker with every rate."""
+        first = self._rates()[0]
+        # no name holds a line's end and a rate
+        return {s.name if lr == first else f"{s.name}\nat {lr:g}": (s, lr) for s in wave for lr in self._rates()}
+
+    def _halfway(self, wave: Sequence[Speaker], rank: int) -> Halfway:
+        owners = list(self._candidates(wave))
+        key = digest_of(self._settings(), self.everything.fingerprint, owners)
+        return Halfway(halfway_of(self.output, rank), key)
+
+    def _wave(
+        self, store: Store, wave: Sequence[Speaker], done: Set[str], label: str, halfway: Halfway
+    ) -> Iterator[Outcome]:
         # what reports is listened to again then: it is heard twice in all, and in full precision
         rows = {i for s in wave for i in (*s.adapt, *s.choose)} | set(self.general) | {i for _, i in self._others()}
         said = partial(self.watcher.progress, f"{label}listening")
         features = HeldFeatures(self.everything, self.variant.recogniser.log_mel, sorted(rows), said)
-        rates = self._rates()
-        candidates = [(s, lr) for s in wave for lr in rates]
-        # no name holds a line's end and a rate
-        owners = [s.name if lr == rates[0] else f"{s.name}\nat {lr:g}" for s, lr in candidates]
-        bank = Bank(
-            self.variant.anatomy, self.method, owners, seed=self.wanted.seed, device=self.variant.recogniser.device
-        )
+        candidates = self._candidates(wave)
+        device = self.variant.recogniser.device
+        bank = Bank(self.variant.anatomy, self.method, list(candidates), seed=self.wanted.seed, device=device)
         augment = Augment(freq_masks=2, time_masks=2) if self.wanted.masks else None
         collator = Collator(self.everything, features, self.tokens, augment=augment, seed=self.wanted.seed)
-        replayed = round(self.wanted.replay * self.wanted.schedule.utterances) if self.general else 0
+        replayed = self.wanted.replayed if self.general else 0
         job = OwnerTraining(
             bank,
-            [Speech(adapt=s.adapt, choose=s.choose, replay=self._replay(), lr=lr) for s, lr in candidates],
+            [Speech(adapt=s.adapt, choose=s.choose, replay=self._replay(), lr=lr) for s, lr in candidates.values()],
             collator, self._losses, self._nats,
             replace(self.wanted.schedule, replayed=replayed), seed=self.wanted.seed,
         )  # fmt: skip
         train = partial(self.watcher.progress, f"{label}training")
-        halfway = Halfway(kept, digest_of(self._settings(), self.everything.fingerprint, owners))
-        best = job.run(lambda done, n, active: train(done if active else n, n), halfway)
-        yield from self._judge(store, wave, job, best, label, halfway)
+        best = job.run(lambda round, n, active: train(round if active else n, n), halfway)
+        yield from self._judge(store, wave, done, job, best, label)
+        # not before all are stored: a store that is full or stopped meanwhile has cost no training
+        halfway.remove()
 
     def _rates(self) -> tuple[float, ...]:
         return self.wanted.lrs or (self.wanted.schedule.lr,)
@@ -322,21 +346,22 @@ class Personalising:
         return self._loss(bank, batch)
 
     def _judge(
-        self, store: Store, wave: Sequence[Speaker], job: OwnerTraining, best: dict[int, Best], label: str,
-        halfway: Halfway,
+        self, store: Store, wave: Sequence[Speaker], done: Set[str], job: OwnerTraining, best: dict[int, Best],
+        label: str,
     ) -> Iterator[Outcome]:  # fmt: skip
-        """Each speaker's best candidate against the base; what helps is stored."""
+        """The best candidate of each speaker who is not done, against the base; what helps is stored."""
         rates = self._rates()
         rows = {}
         for k, speaker in enumerate(wave):
             candidates = range(1 + k * len(rates), 1 + (k + 1) * len(rates))
-            rows[speaker.name] = min(candidates, key=lambda row: best[row].nats)
+            if speaker.name not in done:
+                rows[speaker.name] = min(candidates, key=lambda row: best[row].nats)
+        wave = [speaker for speaker in wave if speaker.name in rows]
         measure, held = partial(self._measure, job.bank), job.collator.features
         choose, test = ([(s.name, i) for s in wave for i in getattr(s, part)] for part in ("choose", "test"))
         chosen = [measure(owners, choose, f"{label}judging", held) for owners in ({}, rows)]
         before, after = (measure(owners, test, f"{label}measuring") for owners in ({}, rows))
         others = self._on_others(job, rows)
-        halfway.remove()
         for speaker in wave:
             name, row = speaker.name, rows[speaker.name]
             nats = best[row].history[0][1], best[row].nats

@@ -189,6 +189,12 @@ def _without_sizes(folder: Path) -> str:
     )
 
 
+def refuse_full(folder: Path) -> None:
+    """UsageError for a file, and for a folder that holds something."""
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise UsageError(f"{folder} {'is a file' if folder.is_file() else 'is not empty'}; name a new folder")
+
+
 def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
     """Write a size as a folder of its own, with a card; stock Transformers loads it. Returns the card.
 
@@ -199,8 +205,7 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
     recogniser = Recogniser.load(spec)
     size = find_size(recogniser, name)
     card = read_card(folder_of(recogniser))
-    if output.is_file() or (output.exists() and any(output.iterdir())):
-        raise UsageError(f"{output} {'is a file' if output.is_file() else 'is not empty'}; name a new folder")
+    refuse_full(output)
     elastic = Elastic(recogniser.model)
     small = alone(recogniser, elastic, size)
     try:

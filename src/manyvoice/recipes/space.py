@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from manyvoice.decode.evaluate import Evaluation, evaluate, group_of
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.decode.wer import resampled_sums
 from manyvoice.errors import UsageError, WorkError
-from manyvoice.recipes.speakers import Split, split_speakers
+from manyvoice.recipes.speakers import Split, split_speakers, split_text
 from manyvoice.recipes.variant import Variant, owned_by, owned_loss, whole_variant
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
@@ -36,6 +37,7 @@ from manyvoice.submodels.generator import FILE, Generator, SpaceAdamW, generator
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.predict import EXAMPLES, Heard, Predictor, examples, fit_predictor, listen, taps_of
 from manyvoice.train import distributed
+from manyvoice.train.durable import beside, rename, sync
 from manyvoice.train.halfway import Halfway, digest_of, forget_all, halfway_of
 from manyvoice.train.owners import Best, LossesOf, OwnerTraining, Schedule, Speech
 from manyvoice.types import Batch
@@ -215,26 +217,38 @@ def train_space(
     accelerator = distributed.start("fp32", cpu=True)
     main = accelerator.is_main_process
     job = _Making(base, corpus, wanted or SpaceTraining(), (watcher or Silent()) if main else Silent(), accelerator)
-    made_of = digest_of(asdict(job.wanted), job.variant.base, corpus.fingerprint)
+    # who said what is not in the fingerprint of a corpus where another field than speaker tells it
+    made_of = digest_of(asdict(job.wanted), job.variant.base, corpus.fingerprint, split_text(corpus, job.speakers))
     if _made_already(output, made_of):
+        distributed.stop_group()
         return output / FILE
     told = made_of, [s.name for s in job.mine], accelerator.num_processes
     halfway = Halfway(halfway_of(output, accelerator.process_index), digest_of(*told))
     generator, report = job.run(halfway)
     if main:
+        # the report first: a space is finished once its file is there
+        _write_report(output, {"hash": generator.hash, "made_of": made_of, **report})
         generator.write(output)
-        try:
-            said = {"hash": generator.hash, "made_of": made_of, **report}
-            text = json.dumps(said, ensure_ascii=False, indent=1, default=str)
-            (output / REPORT).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise WorkError(f"{output}: the report cannot be written ({error}); make room and run it again") from error
     accelerator.wait_for_everyone()
     if main:
         # a process of an earlier start may have left some too
         forget_all(output)
     distributed.stop_group()
     return output / FILE
+
+
+def _write_report(output: Path, report: dict[str, Any]) -> None:
+    path = output / REPORT
+    aside = beside(path, "new")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(report, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+        sync(aside)
+        rename(aside, path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise WorkError(f"{path}: cannot be written ({error}); make room and run it again") from error
 
 
 def _made_already(output: Path, made_of: str) -> bool:

@@ -286,9 +286,20 @@ class Output:
         return self.path.suffix == ".jsonl"
 
     def pending(self, recordings: Iterable[Recording]) -> Iterator[Recording]:
-        """Those that an interrupted run has not written yet. UsageError if other weights wrote what is there."""
+        """Those that an interrupted run has not written yet.
+
+        Raises: UsageError if other weights wrote what is there, or two recordings would be one in the output.
+        """
         done = self._ids() if self._is_one_file else self._claimed()
+        named: dict[str, str] = {}
         for recording in recordings:
+            name = recording.id if self._is_one_file else self._file_of(recording.id).name
+            if name in named:
+                raise UsageError(
+                    f"--output {self.path}: {named[name]} and {recording.id} are both {name} there, and one of them "
+                    "would be lost; give each source an --output of its own"
+                )
+            named[name] = recording.id
             there = recording.id in done or not self._is_one_file and self._file_of(recording.id).exists()
             if not there:
                 yield recording

@@ -112,7 +112,7 @@ class VoiceCache:
         with self._lock:
             if self._forgotten[key] != before:
                 raise VoiceError(f"voice {hash[:12]} was removed while it was loaded; ask for the name again")
-            taken = sum(self._host[k].size for k in self._pins)
+            taken = self._pinned_bytes()
             if key not in self._pins and taken + voice.size > self.host_bytes:
                 fit = len(self._pins) + max(0, self.host_bytes - taken) // max(1, voice.size)
                 raise UsageError(
@@ -151,7 +151,7 @@ class VoiceCache:
             return Statistics(
                 hits=self._hits, misses=self._misses, loads=self._loads, from_disk=self._from_disk,
                 load_seconds=self._seconds, evictions=self._evictions, voices=len(self._host), bytes=self._bytes,
-                pinned_bytes=sum(self._host[key].size for key in self._pins),
+                pinned_bytes=self._pinned_bytes(),
                 disk_bytes=0 if self._disk is None else self._disk.taken,
             )  # fmt: skip
 
@@ -213,11 +213,17 @@ class VoiceCache:
         return voice.slimmed(), False
 
     def _keep(self, key: Key, voice: Voice) -> None:
+        if key not in self._pins and voice.size > self.host_bytes - self._pinned_bytes():
+            # it would drive all others out and then leave itself
+            return
         if key not in self._host:
             self._host[key] = voice
             self._bytes += voice.size
         self._host.move_to_end(key)
         self._shrink()
+
+    def _pinned_bytes(self) -> int:
+        return sum(self._host[key].size for key in self._pins)
 
     def _shrink(self) -> None:
         while self._bytes > self.host_bytes:

@@ -386,16 +386,23 @@ class Store:
             return
         self._known = False
         with self._writing("cannot be made"):
-            others = [found.name for found in self._place.list("") if not found.is_leftover]
-            # the mark comes before everything else, so whoever sees another's files sees it now
-            if not self._place.exists(_MARK):
-                if others:
-                    raise UsageError(
-                        f"{self.url}: holds other files, such as {sorted(others)[0]}, and is no store of voices; name "
-                        "an empty folder or a new one"
-                    )
+            if self.may_be_made():
                 self._place.write(_MARK, json.dumps({"format": FORMAT}).encode())
         self._check()
+
+    def may_be_made(self) -> bool:
+        """Whether there is nothing yet; False if a store is there. Raises: UsageError where there is something else."""
+        with self._writing("cannot be made"):
+            others = [found.name for found in self._place.list("") if not found.is_leftover]
+            # the mark comes before everything else, so whoever sees another's files sees it now
+            if self._place.exists(_MARK):
+                return False
+            if others:
+                raise UsageError(
+                    f"{self.url}: holds other files, such as {sorted(others)[0]}, and is no store of voices; name "
+                    "an empty folder or a new one"
+                )
+            return True
 
     def _locked(self, tenant: str) -> Any:
         return self._place.lock(f"{tenant_path(tenant)}/lock")

@@ -39,6 +39,14 @@ class Halfway:
         """Whether the last writing is long enough ago."""
         return time.monotonic() - self._written >= self.pause
 
+    def there(self) -> bool:
+        """Whether this job has left something."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return bool((file.metadata() or {}).get("key") == self.key)
+        except (OSError, SafetensorError):
+            return False
+
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and words; None where there is nothing, nothing whole, or something of another job."""
         try:
