@@ -7,13 +7,6 @@
     manyvoice bench submodels part=digits         a voice for each digit speaker that its base has never heard
     manyvoice bench submodels part=sentences base=MODEL
                                                   65 speakers, 2, 4 and 8 sentences; MODEL from `bench sentences`
-    manyvoice bench submodels part=people base=MODEL
-                                                  64 synthetic speakers, half of them atypical, 2, 8 and 24 commands
-                                                  each, and some of them in a job each; MODEL has learned commands, as
-                                                  those of `bench supernet corpus=commands` have
-    manyvoice bench submodels part=sizes base=SUPERNET
-                                                  the atypical ones of those people: voices trained across a supernet's
-                                                  sizes against voices of one size alone
 
 The bases of the digits are those of `manyvoice bench digits arms=leave-out`, whose work folder is ``digits=FOLDER``.
 Settings were chosen on other utterances and other speakers than these report on: on clips of a digit speaker's training
@@ -38,45 +31,34 @@ import torch
 
 from manyvoice.data.join import join_clips
 from manyvoice.data.manifest import Corpus, open_corpus
-from manyvoice.data.synth import SynthSpec, synthesise
 from manyvoice.decode.compare import Arm, compare
-from manyvoice.decode.evaluate import evaluate
-from manyvoice.decode.recogniser import Recogniser
-from manyvoice.decode.wer import Score
+from manyvoice.decode.wer import resampled_sums
 from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.models.load import build_model
 from manyvoice.recipes.bench import Aim, Bench
 from manyvoice.recipes.personal_report import Measured, Outcome
 from manyvoice.recipes.personalize import Personalisation, personalize
-from manyvoice.recipes.speakers import Split, split_speakers
-from manyvoice.recipes.variant import Variant, all_variants, load_variant, owned_by
+from manyvoice.recipes.speakers import Split
 from manyvoice.submodels.bank import Bank, edited
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.optim import RowAdamW, per_owner
-from manyvoice.submodels.store import Store
 from manyvoice.train.objective import ctc_per_utterance, scores_of
 from manyvoice.train.owners import Schedule
 from manyvoice.types import Batch
 
-RATIO, LESS_DIGITS, LESS_SENTENCES, BANK = 1.1, 0.75, 0.30, 0.05
+RATIO, LESS_DIGITS, LESS_SENTENCES = 1.1, 0.75, 0.30
 # A digit speaker's clips: to learn from and to choose by, under a minute together, and strings joined out of them.
-ADAPT_CLIPS, CHOOSE_CLIPS, ADAPT_STRINGS, CHOOSE_STRINGS = 90, 30, 160, 30
+ADAPT_CLIPS, CHOOSE_CLIPS, ADAPT_STRINGS, CHOOSE_STRINGS = 80, 25, 160, 30
 SPLIT = Split(choose=2, test=10, seed=0)
 SENTENCES = (2, 4, 8)
 ADULT = 16
-# Synthetic people: (seed, speakers, utterances of each); half of them are simulated atypical speakers. None is among
-# the voices that bases have heard, whose seed is 0. A command is two seconds.
-PEOPLE = {"space": (11, 96, 14), "choose": (12, 16, 64), "report": (13, 64, 64)}
-PEOPLE_SPLIT = Split(choose=8, test=32, seed=0)
-COMMANDS = (2, 8, 24)
-IN_A_JOB_EACH = 8
 
 
 def run(bench: Bench) -> None:
     """The part asked for, then the aims from the newest rows."""
     parts: dict[str, Callable[[Bench], None]] = {
         "throughput": throughput, "segments": segments, "hours": hours, "digits": digits,
-        "sentences": sentences, "sizes": sizes, "people": people,
+        "sentences": sentences,
     }  # fmt: skip
     wanted = bench.option("part", "throughput")
     for name in wanted.split(","):
@@ -338,115 +320,6 @@ def sentences(bench: Bench) -> None:
                      on=Path(which).stem, adapt=count, minutes=minutes, **told(wish))  # fmt: skip
 
 
-def people(bench: Bench) -> None:
-    """Synthetic speakers that the base has not heard, by one bank for each number of commands; some by themselves."""
-    which = bench.option("on", "report")
-    corpus = people_of(bench, which, Recogniser.load(bench.option("base", "")))
-    atypical = {str(u.speaker) for u in corpus if u.extra.get("simulated")}
-    alone = sorted(corpus.speakers())[:: max(1, len(corpus.speakers()) // (2 if bench.toy else IN_A_JOB_EACH))]
-    for count in counts(bench, COMMANDS):
-        wish = people_wish(bench, count)
-        found, minutes = job(bench, f"people-{which}-{count}", corpus, wish)
-        row = {"kind": "people", "on": which, "adapt": count, **told(wish)}
-        groups = {"atypical": atypical, "typical": set(corpus.speakers()) - atypical, "in a job each": set(alone)}
-        bench_groups(bench, found, groups, arm="one job for all", minutes=minutes, **row)
-        if count == max(counts(bench, COMMANDS)) and bench.option("jobs", "1") == "1":
-            each = [
-                job(bench, f"people-{which}-{count}-{name}", corpus.where(lambda u, name=name: u.speaker == name), wish)
-                for name in alone
-            ]
-            minutes = round(sum(taken for _, taken in each), 2)
-            outcomes = [outcome for mine, _ in each for outcome in mine]
-            together = [o for o in found if o.speaker in set(alone)]
-            bench_groups(bench, outcomes, {"in a job each": set(alone)}, arm="a job each", minutes=minutes, **row,
-                         together=against(together, outcomes))  # fmt: skip
-
-
-def sizes(bench: Bench) -> None:
-    """The atypical ones of the synthetic people on every size of a supernet, errors paired by utterance.
-
-    Voices trained across the sizes, voices of the whole alone, and for each size voices of that size alone. Who is not
-    helped stays on the base there too. All make as many steps; one across sizes is two passes, of the whole model and
-    of one size, each at half weight, so it takes longer than any other but not as long as one for each size.
-    """
-    which, base = bench.option("on", "report"), bench.option("base", "")
-    whole = Recogniser.load(base)
-    corpus = people_of(bench, which, whole)
-    corpus = corpus.where(lambda u: bool(u.extra.get("simulated")))
-    wish = people_wish(bench, max(counts(bench, COMMANDS)))
-    speakers, _ = split_speakers(corpus, "speaker", wish.split)
-    test = corpus.subset([i for s in speakers for i in s.test])
-    everywhere = {
-        "across sizes": personal(bench, f"sizes-{which}", base, corpus, replace(wish, sizes=True)),
-        "the whole alone": personal(bench, f"sizes-{which}", base, corpus, wish),
-    }
-    for variant in all_variants(whole):
-        folder = bench.work / "sizes" / str(variant.size)
-        if not folder.exists():
-            variant.recogniser.save(folder)
-        alone = personal(bench, f"sizes-{which}-{variant.size}", folder, corpus, wish)
-        found = {"base": evaluate(variant.recogniser, test).words}
-        found |= {arm: with_voices(variant, store, test) for arm, store in everywhere.items()}
-        found["this size alone"] = with_voices(load_variant(folder), alone, test)
-        arms = {arm: Arm.of(arm, [score]) for arm, score in found.items()}
-        for arm, score in found.items():
-            said = compare(arms[arm], arms["base"], synthetic=False)
-            beside = compare(arms[arm], arms["this size alone"], synthetic=False)
-            bench.row(
-                seed=0, kind="sizes", on=which, size=variant.size, arm=arm, adapt=wish.split.adapt, **told(wish),
-                speakers=len(speakers), words=score.total.reference, wer=score.rate,
-                change=said.difference, interval=list(said.interval),
-                against_alone=beside.difference, against_alone_interval=list(beside.interval),
-                survives=(found["base"].rate - score.rate)
-                / max(1e-9, found["base"].rate - found["this size alone"].rate),
-            )  # fmt: skip
-
-
-def personal(bench: Bench, name: str, base: str | Path, corpus: Corpus, wish: Personalisation) -> Store:
-    """The voices of one job."""
-    output = fresh(bench, name, wish)
-    personalize(base, corpus, output, wish, watcher=bench.watcher)
-    return Store(output / "voices")
-
-
-def with_voices(variant: Variant, store: Store, test: Corpus) -> Score:
-    """Everybody's utterances with their own voices, where they have one."""
-    kept = [entry.name for entry in store.entries()]
-    bank: Bank | None = None
-    for row, name in enumerate(kept, start=1):
-        voice = variant.check(store.get(name))
-        bank = bank or Bank(variant.anatomy, voice.method, kept, empty=True)
-        bank.put(row, voice.tensors)
-    if bank is None:
-        return evaluate(variant.recogniser, test).words
-    owners = [1 + kept.index(str(u.speaker)) if u.speaker in kept else 0 for u in test]
-    return evaluate(variant.recogniser, test, owned=owned_by(variant, bank, owners)).words
-
-
-def people_of(bench: Bench, which: str, base: Recogniser) -> Corpus:
-    """Synthetic people, without the utterances that the base has no labels for."""
-    return open_corpus(spoken(bench, which)).where(lambda u: not base.tokenizer.unknown(u.text))
-
-
-def people_wish(bench: Bench, count: int) -> Personalisation:
-    """What is done for synthetic people with so many commands."""
-    split = replace(SPLIT, choose=1, test=1) if bench.toy else PEOPLE_SPLIT
-    return few_wish(bench, replace(split, adapt=count), rounds=60, licence="CC-BY-SA-4.0")
-
-
-def spoken(bench: Bench, which: str) -> Path:
-    """Manifest of synthetic people, spoken if it is not there."""
-    seed, speakers, each = (PEOPLE[which][0], 4, 5) if bench.toy else PEOPLE[which]
-    folder = bench.work / "people" / which
-    if (folder / "manifest.jsonl").exists():
-        return folder / "manifest.jsonl"
-    spec = SynthSpec(
-        utterances=speakers * each, speakers=speakers, atypical=speakers // 2, noise=0.5, room=0.5, snr_db=(10, 25),
-        seed=seed,
-    )  # fmt: skip
-    return synthesise(spec, folder, progress=lambda done, n: bench.watcher.progress("speaking", done, n))
-
-
 def counts(bench: Bench, usual: tuple[int, ...]) -> list[int]:
     """How many utterances a voice learns from."""
     return [int(k) for k in bench.option("adapt", ",".join(map(str, usual))).split(",")]
@@ -480,13 +353,15 @@ def job(bench: Bench, name: str, corpus: Corpus, wish: Personalisation) -> tuple
     return list(found), round((time.perf_counter() - started) / 60, 2)
 
 
-def bench_groups(bench: Bench, outcomes: list[Outcome], groups: dict[str, set[str]], **row: Any) -> None:
+def bench_groups(
+    bench: Bench, outcomes: list[Outcome], groups: dict[str, set[str]], *, synthetic: bool = False, **row: Any
+) -> None:
     """A row for all, and one for each group that has somebody in it and not everybody."""
     parts = {"all": outcomes} if len(outcomes) > len(groups.get("in a job each", ())) else {}
     parts |= {name: [o for o in outcomes if o.speaker in members] for name, members in groups.items()}
     for name, chosen in parts.items():
         if chosen:
-            bench.row(seed=0, group=name, **row, **pooled(chosen))
+            bench.row(seed=0, group=name, **row, **pooled(chosen, synthetic=synthetic))
 
 
 def fresh(bench: Bench, name: str, wish: Personalisation) -> Path:
@@ -504,34 +379,36 @@ def rates(outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pooled(outcomes: list[Outcome]) -> dict[str, Any]:
-    """All speakers together: words, characters and nats, paired; what a speaker gets is the voice where it was kept."""
+def pooled(outcomes: list[Outcome], *, synthetic: bool) -> dict[str, Any]:
+    """All speakers together, paired; what a speaker gets is the voice where it was kept.
+
+    Verdicts are the project's rule, by utterances; intervals "over speakers" draw speakers.
+    """
     found: dict[str, Any] = {"speakers": len(outcomes), "kept": sum(o.kept for o in outcomes)}
     for unit, errors, total in (("wer", "errors", "words"), ("cer", "character_errors", "characters")):
         sides = [[x for o in outcomes for x in getattr(side(o), errors)] for side in (_served, _before)]
         words = np.asarray([x for o in outcomes for x in getattr(o.before, total)])
         arms = [Arm(n, np.asarray([e]), words) for n, e in zip(("voices", "base"), sides, strict=True)]
-        compared = compare(arms[0], arms[1], synthetic=False)
+        compared = compare(arms[0], arms[1], synthetic=synthetic)
         found |= {
             f"{unit}_before": compared.base_rate, f"{unit}_after": compared.new_rate,
-            f"{unit}_change": compared.difference,
-            f"{unit}_interval": list(compared.interval), f"{unit}_verdict": compared.verdict,
+            f"{unit}_change": compared.difference, f"{unit}_interval": list(compared.interval),
+            f"{unit}_verdict": compared.verdict, f"{unit}_over_speakers": over_speakers(outcomes, errors),
         }  # fmt: skip
         everyone = sum(sum(getattr(o.after, errors)) for o in outcomes) / max(1, int(words.sum()))
         found[f"{unit}_if_all_kept"] = everyone
     for name, side in (("before", _before), ("after", _served)):
         found[f"nats_per_character_{name}"] = _loss([side(o) for o in outcomes])
     found["nats_per_character_if_all_kept"] = _loss([o.after for o in outcomes])
-    return found
+    return found | {"nats_over_speakers": over_speakers(outcomes, "nats")}
 
 
-def against(ours: list[Outcome], theirs: list[Outcome]) -> dict[str, Any]:
-    """What the same speakers got from two kinds of jobs, paired by utterance, by the project's rule."""
-    sides = [{o.speaker: o.served.errors for o in side} for side in (ours, theirs)]
-    words = np.asarray([x for o in theirs for x in o.before.words])
-    arms = [Arm(name, np.asarray([[x for o in theirs for x in side[o.speaker]]]), words)
-            for name, side in zip(("one job for all", "a job each"), sides, strict=True)]  # fmt: skip
-    return compare(arms[0], arms[1], synthetic=False).as_dict()
+def over_speakers(outcomes: list[Outcome], what: str) -> list[float]:
+    """The 95 % interval of the relative change of errors or nats, speakers drawn with both of their sides."""
+    sums_S2 = np.array([[sum(getattr(side, what)) for side in (o.served, o.before)] for o in outcomes], np.float64)
+    drawn_M2 = resampled_sums(sums_S2, 10_000, np.random.default_rng(0))
+    low, high = np.quantile(drawn_M2[:, 0] / np.maximum(drawn_M2[:, 1], 1e-9) - 1, [0.025, 0.975])
+    return [float(low), float(high)]
 
 
 def _before(outcome: Outcome) -> Measured:
@@ -542,8 +419,28 @@ def _served(outcome: Outcome) -> Measured:
     return outcome.served
 
 
+def _seconds(rows: dict[str, dict[str, Any]]) -> str:
+    spoken = [r["adapt_speech"] + r["choose_speech"] for r in rows.values()]
+    return f"{min(spoken):.0f} to {max(spoken):.0f} s"
+
+
 def _loss(found: list[Measured]) -> float:
     return sum(sum(m.nats) for m in found) / max(1, sum(sum(m.characters) for m in found))
+
+
+def _hours_aim(bench: Bench) -> None:
+    """Whole jobs, if the newest of both kinds tell what three speakers got."""
+    jobs = {r["arm"]: r for r in bench.find(kind="hours") if "of_three" in r}
+    if len(jobs) < 2:
+        return
+    one, each = (jobs[arm] for arm in ("one job for all", "one job for each"))
+    same = sum(one["of_three"][name] == got for name, got in each["of_three"].items())
+    bench.aims.append(
+        Aim(name="voices an hour by one job, in those of a job each, start-up included", sense="at least", limit=1.0,
+            unit="times", measured=round(one["voices_an_hour"] / each["voices_an_hour"], 3),
+            why=f"{one['voices_an_hour']:g} against {each['voices_an_hour']:g}; {same} of {len(each['of_three'])} "
+                "speakers get the very same")
+    )  # fmt: skip
 
 
 # -- the aims ----------------------------------------------------------------------------------------------------------
@@ -559,13 +456,22 @@ def aims(bench: Bench) -> None:
                 Aim(name=f"{method}, {seconds:g} s: {arm} against as many utterances of one", sense="at most",
                     limit=RATIO, unit="times", measured=row["against_one_owner"])
             )  # fmt: skip
+        if "single steps" in arm and seconds >= 2:
+            bench.aims.append(
+                Aim(name=f"{method}, {seconds:g} s: {arm} against as many utterances of one owner", sense="at least",
+                    limit=1.0, unit="times", measured=row["against_one_owner"])
+            )  # fmt: skip
+    _hours_aim(bench)
     newest = {r["speaker"]: r for r in bench.find(kind="digits", masks=True)}
     if newest:
         reductions = [r["relative"] for r in newest.values()]
         plain = {r["speaker"]: r["relative"] for r in bench.find(kind="digits", masks=False)}
-        beside = f"; without SpecAugment {np.mean(list(plain.values())):.0%}" if len(plain) == len(newest) else ""
+        beside = ""
+        if len(plain) == len(newest):
+            # neither was chosen on other speech than this
+            beside = f"; without SpecAugment, tried on the same strings, {np.mean(list(plain.values())):.0%}"
         bench.aims.append(
-            Aim(name="digits: relative reduction of WER from under a minute of speech, mean over speakers",
+            Aim(name=f"digits: relative reduction of WER from {_seconds(newest)} of speech, mean over speakers",
                 sense="at least", limit=LESS_DIGITS, unit="relative", measured=float(np.mean(reductions)),
                 why=", ".join(f"{s} {r['wer_before']:.1%} to {r['wer_after']:.1%}" for s, r in newest.items()) + beside)
         )  # fmt: skip
@@ -577,24 +483,4 @@ def aims(bench: Bench) -> None:
                 interval=(-row["cer_interval"][1], -row["cer_interval"][0]),
                 why=f"CER {row['cer_before']:.1%} to {row['cer_after']:.1%}, WER {row['wer_before']:.1%} to "
                     f"{row['wer_after']:.1%}; {row['kept']} of {row['speakers']} voices kept")
-        )  # fmt: skip
-    for each in [r for r in bench.find(kind="people", on="report", arm="a job each") if "together" in r][-1:]:
-        found = each["together"]
-        bench.aims.append(
-            Aim(name=f"people: WER with voices from one job for all, not above a job each, {each['adapt']} commands: "
-                     "upper bound", sense="at most", limit=BANK, unit="relative", measured=found["upper"],
-                interval=(found["interval"][0], found["interval"][1]),
-                why=f"{each['speakers']} speakers, {each['wer_after']:.2%} in a job each; the base "
-                    f"{each['wer_before']:.1%}")
-        )  # fmt: skip
-    across = {r["size"]: r for r in bench.find(kind="sizes", on="report", arm="across sizes")}
-    if across:
-        worst = max(across.values(), key=lambda r: r["against_alone_interval"][1])
-        kept = ", ".join(f"{size}: {r['survives']:.0%}" for size, r in across.items())
-        bench.aims.append(
-            Aim(name="people: WER of voices trained across sizes, not above voices of that size alone: the largest "
-                     "upper bound of all sizes", sense="at most", limit=BANK, unit="relative",
-                measured=worst["against_alone_interval"][1],
-                why=f"{worst['speakers']} atypical speakers, {worst['words']} words; of the gain of voices of that "
-                    f"size alone there survive {kept}")
         )  # fmt: skip
