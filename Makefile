@@ -5,7 +5,7 @@ PYTHON ?= python3
 JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/stamp
-EXTRAS := dev,export,hf,synth,track
+EXTRAS := dev,export,hf,peft,synth,track
 SRC := src/manyvoice
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -qq -c constraints.txt
 

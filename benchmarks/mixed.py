@@ -100,7 +100,10 @@ def aims(bench: Bench) -> None:
             measured=of("memory")[0]["less_formula"] if of("memory") else None),
         Aim(name="answers of the wrong voice", sense="equal", limit=WRONG, unit="requests",
             measured=float(soaked[0]["wrong"]) if soaked else None,
-            why=f"of {soaked[0]['requests']}, with {soaked[0]['changes']} changes of names" if soaked else ""),
+            why=f"of {soaked[0]['answered']} answers; {soaked[0]['refused']} of {soaked[0]['requests']} requests were "
+                f"refused, with {soaked[0]['changes']} changes of names" if soaked else ""),
+        Aim(name="requests refused although their voice was there", sense="equal", limit=0, unit="requests",
+            measured=float(soaked[0]["refused_though_there"]) if soaked else None),
         Aim(name="answers of the wrong voice that the same check finds where rows are off by one", sense="at least",
             limit=1, unit="requests", measured=float(planted[0]["wrong"]) if planted else None),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import final
@@ -246,6 +247,24 @@ def test_any_component_can_be_dropped_and_comes_back(family: Family, model: PreT
             less = answer()
         assert less.shape == before.shape and not torch.equal(less, before), component.name
         assert torch.equal(answer(), before)
+
+
+def test_a_chunk_or_a_head_that_is_dropped_is_one_that_says_nothing(family: Family, model: PreTrainedModel) -> None:
+    """What is left is what the whole model says with those units' weights set to zero, wherever the family cuts."""
+    elastic = Elastic(model)
+    features, len_B = torch.randn(2, 40, 80, dtype=torch.float64), torch.tensor([40, 23])
+    everything = whole(elastic.anatomy)
+    units = [c for c in elastic.anatomy.components if c.kind in ("ff_chunk", "head")]
+    assert units
+    for component in units:
+        silent = copy.deepcopy(model)
+        with torch.no_grad():
+            for cut in component.cuts:
+                silent.get_parameter(cut.parameter).narrow(cut.dim, cut.start, cut.stop - cut.start).zero_()
+        expected = family.logits(silent, family.encode(silent, features, len_B)).x
+        with elastic.at(Subnet(name="less", kept=everything.kept - {component.name})):
+            found = family.logits(model, family.encode(model, features, len_B)).x
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12, msg=component.name)
 
 
 def test_uniform_subnets_shrink_the_costs_that_are_claimed(family: Family, model: PreTrainedModel) -> None:
