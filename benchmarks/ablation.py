@@ -2,6 +2,7 @@
 
     manyvoice bench ablation                                   every arm at three learning rates
     manyvoice bench ablation "arms=supernet|KL" lrs=0.02       some of it; what is there is not made again
+    manyvoice bench ablation arms=none                         the comparison anew, from the rows that are there
     manyvoice bench ablation corpus=digits-2000 epochs=1 seconds=15
                                                                on real digits, whose few clips prove little
 
@@ -33,8 +34,9 @@ def run(bench: Bench) -> None:
     """Train and choose what is not there yet, arm by arm, then compare."""
     bench.options = {"epochs": "1", "seconds": "15", **bench.options}
     name = bench.option("corpus", f"strings-{STRINGS}")
-    for arm in bench.option("arms", "|".join(ARMS)).split("|"):
-        for lr in map(float, bench.option("lrs", "0.01,0.02,0.04").split(",")):
+    asked = bench.option("arms", "|".join(ARMS))
+    for arm in [] if asked == "none" else asked.split("|"):
+        for lr in map(float, bench.option("lrs", "0.02,0.04,0.08").split(",")):
             tried(bench, name, arm, lr)
         tested(bench, name, arm)
     aims(bench)
