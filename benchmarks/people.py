@@ -224,9 +224,14 @@ def people_of(bench: Bench, which: str, base: Recogniser) -> Corpus:
     return open_corpus(spoken(bench, which)).where(lambda u: not base.tokenizer.unknown(u.text))
 
 
+def split_of(which: str) -> Split:
+    """How many utterances of each of them choose and report."""
+    return replace(SPLIT, test=TESTED.get(which, SPLIT.test))
+
+
 def wished(bench: Bench, which: str, count: int) -> Personalisation:
     """What is done for synthetic people with so many commands."""
-    split = replace(SPLIT, test=TESTED.get(which, SPLIT.test), adapt=count)
+    split = replace(split_of(which), adapt=count)
     split = replace(split, choose=1, test=1) if bench.toy else split
     return few_wish(bench, split, rounds=60, licence="CC-BY-SA-4.0")
 

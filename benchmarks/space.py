@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from people import split_of
 
 from manyvoice.data.collate import HeldFeatures
 from manyvoice.data.features import LogMel
@@ -38,11 +39,9 @@ from manyvoice.recipes.space import Difference, Learning, Space, SpaceTraining, 
 from manyvoice.recipes.speakers import Speaker, Split, split_speakers
 from manyvoice.submodels.bank import Bank
 from manyvoice.train.owners import Schedule
+from submodels import SPLIT
 
 CHOOSING_SPEAKERS, SEED, MARGIN = 25, 0, 0.05
-SPLIT = Split(choose=2, test=10, seed=0)
-# as many as `bench people` reports on and chooses by
-PEOPLE_SPLITS = {"report": Split(choose=8, test=104, seed=0), "choose": Split(choose=8, test=32, seed=0)}
 # voices of one's own, as they were chosen: for the sentences, and for commands
 OWN = {"rank": 8, "rounds": 30, "lr": 2e-4}
 PEOPLE_OWN = {"rank": 16, "rounds": 60, "lr": 1e-3}
@@ -58,7 +57,7 @@ def run(bench: Bench) -> None:
     space = Space.load(base, made(bench, base))
     which = asked(bench)
     corpus = enrolled(bench, which)
-    split = PEOPLE_SPLITS[which] if bench.option("people", "") else SPLIT
+    split = split_of(which) if bench.option("people", "") else SPLIT
     split = replace(split, choose=1, test=1) if bench.toy else split
     speakers, _ = split_speakers(corpus, "speaker", split)
     bench.watcher.note(f"{which}: {len(speakers)} speakers to enrol")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,9 +34,9 @@ from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.generator import FILE, Generator, SpaceAdamW, generator_of, own_of
 from manyvoice.submodels.method import make_method
+from manyvoice.submodels.places import LocalPlace
 from manyvoice.submodels.predict import EXAMPLES, Heard, Predictor, examples, fit_predictor, listen, taps_of
 from manyvoice.train import distributed
-from manyvoice.train.durable import beside, rename, sync
 from manyvoice.train.halfway import Halfway, digest_of, forget_all, halfway_of
 from manyvoice.train.owners import Best, LossesOf, OwnerTraining, Schedule, Speech
 from manyvoice.types import Batch
@@ -238,17 +237,11 @@ def train_space(
 
 
 def _write_report(output: Path, report: dict[str, Any]) -> None:
-    path = output / REPORT
-    aside = beside(path, "new")
+    text = json.dumps(report, ensure_ascii=False, indent=1, default=str) + "\n"
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(report, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
-        sync(aside)
-        rename(aside, path)
+        LocalPlace(output).write(REPORT, text.encode())
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise WorkError(f"{path}: cannot be written ({error}); make room and run it again") from error
+        raise WorkError(f"{output / REPORT}: cannot be written ({error}); make room and run it again") from error
 
 
 def _made_already(output: Path, made_of: str) -> bool:

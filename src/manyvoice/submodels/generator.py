@@ -31,6 +31,7 @@ from manyvoice.models.anatomy import Anatomy
 from manyvoice.submodels.bank import Bank, Where, parts_of
 from manyvoice.submodels.method import Edit, make_method
 from manyvoice.submodels.optim import RowAdamW
+from manyvoice.submodels.places import LocalPlace
 from manyvoice.submodels.predict import Predictor
 from manyvoice.submodels.voice import Voice
 
@@ -203,15 +204,11 @@ class Generator:
         return found
 
     def write(self, folder: Path) -> Path:
-        """``space.safetensors`` in a folder, written aside and renamed."""
+        """``space.safetensors`` in a folder, whole or not there."""
         path = folder / FILE
-        aside = path.with_name(f"{FILE}.tmp")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            aside.write_bytes(self.data)
-            aside.replace(path)
+            LocalPlace(folder).write(FILE, self.data)
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise VoiceError(f"{path}: cannot be written ({error}); make room or choose another place") from error
         return path
 
