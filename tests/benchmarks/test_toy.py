@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from manyvoice.data.tokens import train_tokenizer
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.subnet import uniform
 from manyvoice.models.load import build_model
-from manyvoice.recipes.bench import run_question
+from manyvoice.recipes.bench import module_of, run_question
 from manyvoice.recipes.sizes import Size, write_size
 from manyvoice.recipes.speakers import split_speakers, split_text
 from manyvoice.recipes.watch import Silent
@@ -33,15 +31,6 @@ def toy(question: str, work: Path, *options: str) -> dict[str, Any]:
     assert (kept.read_bytes() if kept.exists() else None) == before
     assert json.loads((work / f"{question}.json").read_text(encoding="utf-8")) == json.loads(json.dumps(document))
     return document
-
-
-def module_of(question: str) -> ModuleType:
-    """A benchmark's functions."""
-    spec = spec_from_file_location(f"{question}_benchmark", FOLDER / f"{question}.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow
@@ -141,7 +130,7 @@ def test_ablation(tmp_path: Path) -> None:
 
 def test_what_is_compared() -> None:
     """Rows of the same settings, each arm at the rate that suits it best on dev."""
-    module = module_of("supernet")
+    module = module_of(FOLDER / "supernet.py")
 
     def row(arm: str, seed: int, lr: float, epochs: int = 2, dev: float = 0.1) -> dict[str, Any]:
         return {"arm": arm, "seed": seed, "lr": lr, "epochs": epochs, "size": "100", "batch_seconds": 30.0,
@@ -162,7 +151,7 @@ def test_what_is_compared() -> None:
 
 def test_a_share_of_a_gain() -> None:
     base, whole = [10.0, 20.0, 30.0], [5.0, 10.0, 15.0]
-    share_of_gain = module_of("space").share_of_gain
+    share_of_gain = module_of(FOLDER / "space.py").share_of_gain
     share, low, (least, most) = share_of_gain(base, [9.0, 18.0, 27.0], whole)
     assert [share, low, least, most] == pytest.approx([0.2] * 4)
     share, low, (least, most) = share_of_gain(base, [5.0, 18.0, 30.0], whole)
@@ -171,7 +160,7 @@ def test_a_share_of_a_gain() -> None:
 
 
 def test_the_split_of_the_sentences_is_the_committed_one(data: Path) -> None:
-    submodels = module_of("submodels")
+    submodels = module_of(FOLDER / "submodels.py")
     corpus = open_corpus(data / "accented-english" / "dev.jsonl")
     speakers, _ = split_speakers(corpus, "speaker", replace(submodels.SPLIT, adapt=max(submodels.SENTENCES)))
     assert split_text(corpus, speakers) == (FOLDER / "splits" / "accented-english.json").read_text(encoding="utf-8")

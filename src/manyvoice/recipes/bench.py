@@ -12,10 +12,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, final
 
 from manyvoice.decode.speed import machine
@@ -187,24 +188,24 @@ def run_question(
     work = work or Path("runs") / "bench" / question
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(question, folder, work, {name: value for name, _, value in pairs}, watcher)
-    _run_of(path)(bench)
+    module_of(path).run(bench)
     bench.save()
     return bench.document()
 
 
-def _run_of(path: Path) -> Callable[[Bench], None]:
+def module_of(path: Path) -> ModuleType:
+    """A benchmark's file as a module; it may import its neighbours. Raises WorkError for a file that is not Python."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise WorkError(f"{path}: cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
-    sys.path.insert(0, str(path.parent))  # a benchmark may build on another
+    sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(path.parent))
-    run: Callable[[Bench], None] = module.run
-    return run
+    return module
 
 
 def _commit() -> str:
