@@ -236,10 +236,10 @@ def wished(bench: Bench, which: str, count: int) -> Personalisation:
     return few_wish(bench, split, rounds=60, licence="CC-BY-SA-4.0")
 
 
-def spoken(bench: Bench, which: str) -> Path:
-    """Manifest of synthetic people, spoken if it is not there."""
+def spoken(bench: Bench, which: str, people: Path | None = None) -> Path:
+    """Manifest of synthetic people in a folder of theirs (WORK/people if none is named), spoken if it is not there."""
     seed, speakers, each = (PEOPLE[which][0], 4, 5) if bench.toy else PEOPLE[which]
-    folder = bench.work / "people" / which
+    folder = (people or bench.work / "people") / which
     if (folder / "manifest.jsonl").exists():
         return folder / "manifest.jsonl"
     spec = SynthSpec(

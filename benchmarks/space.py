@@ -4,8 +4,9 @@ one's own.
     manyvoice bench space base=MODEL                  100 training speakers make the space, 65 others are enrolled
     manyvoice bench space base=MODEL on=choose prior=0.3
                                                       settings are chosen on the 25 speakers that choose
-    manyvoice bench space base=MODEL people=FOLDER    the synthetic people of `manyvoice bench people`, whose folder has
-                                                      space, choose and report; on=choose as above
+    manyvoice bench space base=MODEL people=FOLDER    the synthetic people of `manyvoice bench people`, 96 others for the
+                                                      space; FOLDER is the `people` of its work folder, or a new one,
+                                                      where those are spoken that it lacks; on=choose as above
 
 MODEL comes from ``manyvoice bench sentences`` and has heard the 100 speakers, not the others. Each of the others has
 ten sentences that report, two that choose (for a voice of its own alone), and eight to learn from, of which the first
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from people import split_of
+from people import split_of, spoken
 
 from manyvoice.data.collate import HeldFeatures
 from manyvoice.data.features import LogMel
@@ -84,7 +85,7 @@ def parts(bench: Bench) -> dict[str, Corpus]:
     if people := bench.option("people", ""):
         tokenizer = Recogniser.load(bench.option("base", "")).tokenizer
         return {
-            part: open_corpus(Path(people) / name / "manifest.jsonl").where(lambda u: not tokenizer.unknown(u.text))
+            part: open_corpus(spoken(bench, name, Path(people))).where(lambda u: not tokenizer.unknown(u.text))
             for part, name in (("train", "space"), ("choose", "choose"), ("report", "report"))
         }
     rows = open_corpus(bench.data / "accented-english" / "train.jsonl")
