@@ -4,9 +4,9 @@ one's own.
     manyvoice bench space base=MODEL                  100 training speakers make the space, 65 others are enrolled
     manyvoice bench space base=MODEL on=choose prior=0.3
                                                       settings are chosen on the 25 speakers that choose
-    manyvoice bench space base=MODEL people=FOLDER    the synthetic people of `manyvoice bench people`, 96 others for the
-                                                      space; FOLDER is the `people` of its work folder, or a new one,
-                                                      where those are spoken that it lacks; on=choose as above
+    manyvoice bench space base=MODEL people=FOLDER    the synthetic people of `manyvoice bench people`, 96 others for
+                                                      the space; FOLDER is the `people` of its work folder, or a new
+                                                      one, where those are spoken that it lacks; on=choose as above
 
 MODEL comes from ``manyvoice bench sentences`` and has heard the 100 speakers, not the others. Each of the others has
 ten sentences that report, two that choose (for a voice of its own alone), and eight to learn from, of which the first

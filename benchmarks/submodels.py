@@ -3,7 +3,8 @@
     manyvoice bench submodels part=throughput     a step of 128 owners against 128 utterances of one, and voices an hour
     manyvoice bench submodels part=segments       an edit by gathered rows against one product for each owner
     manyvoice bench submodels part=hours base=MODEL
-                                                  whole jobs, start-up included: one for all speakers, one for each
+                                                  whole jobs, start-up included: one for all speakers, one for each;
+                                                  of the accented speakers, or manifest=FILE, adapt=8 utterances each
     manyvoice bench submodels part=digits         a voice for each digit speaker that its base has never heard
     manyvoice bench submodels part=sentences base=MODEL
                                                   65 speakers, 2, 4 and 8 sentences; MODEL from `bench sentences`
@@ -32,6 +33,7 @@ import torch
 from manyvoice.data.join import join_clips
 from manyvoice.data.manifest import Corpus, open_corpus
 from manyvoice.decode.compare import Arm, compare
+from manyvoice.decode.recogniser import Recogniser
 from manyvoice.decode.wer import resampled_sums
 from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.models.load import build_model
@@ -211,7 +213,10 @@ def hours(bench: Bench) -> None:
 
     Of these three, what both give them: the same, if company changes nothing.
     """
-    corpus = open_corpus(bench.data / "accented-english" / "dev.jsonl")
+    manifest = bench.option("manifest", str(bench.data / "accented-english" / "dev.jsonl"))
+    base, adapt = bench.option("base", ""), int(bench.option("adapt", "8"))
+    tokenizer = Recogniser.load(base).tokenizer
+    corpus = open_corpus(manifest).where(lambda u: not tokenizer.unknown(u.text))
     wanted, rounds = int(bench.option("speakers", "65")), int(bench.option("rounds", "20"))
     speakers = corpus.speakers()[:wanted]
     taken = {}
@@ -221,10 +226,9 @@ def hours(bench: Bench) -> None:
             place = bench.work / "hours" / f"{len(mine)}-{number}"
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
-            manifest = place / "speakers.jsonl"
-            corpus.where(lambda u, mine=mine: u.speaker in mine).write(manifest)
-            words = ["personalize", bench.option("base", ""), str(manifest), "-o", str(place / "run")]
-            words += ["--rounds", str(rounds), "--choose", "2", "--test", "10", "--json"]
+            corpus.where(lambda u, mine=mine: u.speaker in mine).write(place / "speakers.jsonl")
+            words = ["personalize", base, str(place / "speakers.jsonl"), "-o", str(place / "run"), "--json"]
+            words += ["--rounds", str(rounds), "--choose", "2", "--test", "10", "--adapt", str(adapt)]
             started = time.perf_counter()
             code = "from manyvoice.cli import main; main()"
             command = [sys.executable, "-c", code, *words]
@@ -235,7 +239,8 @@ def hours(bench: Bench) -> None:
         taken[name] = 3600 / each
         told = ("kept", "wer_after", "loss_after")
         bench.row(
-            seed=0, kind="hours", arm=name, speakers=sum(map(len, jobs)), rounds=rounds, seconds=round(sum(spent), 1),
+            seed=0, kind="hours", arm=name, speakers=sum(map(len, jobs)), rounds=rounds, adapt=adapt,
+            hours_of=Path(manifest).parent.name, seconds=round(sum(spent), 1),
             voices_an_hour=round(3600 / each, 1), of_three={r["speaker"]: [r[k] for k in told] for r in found},
         )  # fmt: skip
 
