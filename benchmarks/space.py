@@ -40,12 +40,12 @@ from manyvoice.recipes.space import Difference, Learning, Space, SpaceTraining, 
 from manyvoice.recipes.speakers import Speaker, Split, split_speakers
 from manyvoice.submodels.bank import Bank
 from manyvoice.train.owners import Schedule
-from submodels import SPLIT
+from submodels import SPLIT, counts
 
 CHOOSING_SPEAKERS, SEED, MARGIN = 25, 0, 0.05
 # voices of one's own, as they were chosen: for the sentences, and for commands
-OWN = {"rank": 8, "rounds": 30, "lr": 2e-4}
-PEOPLE_OWN = {"rank": 16, "rounds": 60, "lr": 1e-3}
+OWN = {"method": "adapter", "rank": 8, "rounds": 30, "lr": 2e-4}
+PEOPLE_OWN = {"method": "scale", "rank": 0, "rounds": 60, "lr": 1e-2}
 SENTENCES, HEARD = (1, 2, 4, 8), (1, 2, 3, 4)
 LEARNED, THEIRS, PREDICTED = 4, 8, 4  # sentences that the aims speak of
 
@@ -62,8 +62,9 @@ def run(bench: Bench) -> None:
     split = replace(split, choose=1, test=1) if bench.toy else split
     speakers, _ = split_speakers(corpus, "speaker", split)
     bench.watcher.note(f"{which}: {len(speakers)} speakers to enrol")
-    few = [k for k in SENTENCES if k <= min(len(s.adapt) for s in speakers)]
-    in_space(bench, space, corpus, speakers, few)
+    few = [k for k in counts(bench, SENTENCES) if k <= min(len(s.adapt) for s in speakers)]
+    if bench.option("space", "1") == "1":
+        in_space(bench, space, corpus, speakers, few)
     if bench.option("own", "1") == "1":
         for k in few:
             own(bench, base, corpus, speakers, replace(split, adapt=k))
@@ -153,7 +154,8 @@ def in_space(bench: Bench, space: Space, corpus: Corpus, speakers: Sequence[Spea
     said = bench.watcher.progress
     features = HeldFeatures(corpus, log_mel, range(len(corpus)), lambda done, n: said("listening", done, n))
     learning = Learning(
-        rounds=int(bench.option("enrol_rounds", "2" if bench.toy else "60")), prior=float(bench.option("prior", "1")),
+        rounds=int(bench.option("enrol_rounds", "2" if bench.toy else "60")),
+        prior=float(bench.option("prior", str(Learning().prior))),
         lr=float(bench.option("enrol_lr", "0.1")),
     )  # fmt: skip
     names = [s.name for s in speakers]
@@ -168,12 +170,16 @@ def in_space(bench: Bench, space: Space, corpus: Corpus, speakers: Sequence[Spea
         sums = tested(space, corpus, features, bank, speakers, list(range(1, len(names) + 1)))
         arm_row(bench, "predicted", k, sums, names, minutes=minutes)
     for k in few:
-        started = time.perf_counter()
         speech = {s.name: s.adapt[:k] for s in speakers}
-        learned = space.learn(corpus, features, speech, learning, lambda done, n, _: said("learning", done, n))
-        minutes = _minutes(started)
-        sums = tested(space, corpus, features, learned, speakers, list(range(1, len(names) + 1)))
-        arm_row(bench, "learned", k, sums, names, minutes=minutes, prior=learning.prior, rounds=learning.rounds)
+        for arm, starts in (("learned", space.starts(corpus, features, speech)), ("learned from the mean", None)):
+            started = time.perf_counter()
+            found = space.learn(
+                corpus, features, speech, learning, lambda done, n, _: said("learning", done, n), starts=starts
+            )
+            minutes = _minutes(started)
+            sums = tested(space, corpus, features, found, speakers, list(range(1, len(names) + 1)))
+            arm_row(bench, arm, k, sums, names, minutes=minutes, prior=learning.prior, rounds=learning.rounds,
+                    from_the_prediction=len(starts or {}))  # fmt: skip
 
 
 def tested(
@@ -188,10 +194,10 @@ def tested(
 def own(bench: Bench, base: str, corpus: Corpus, speakers: Sequence[Speaker], split: Split) -> None:
     """A row of voices of their own, trained on so many sentences; who has none gets the base, as they would."""
     usual = PEOPLE_OWN if bench.option("people", "") else OWN
-    rank, rounds, lr = (float(bench.option(f"own_{name}", str(usual[name]))) for name in ("rank", "rounds", "lr"))
+    method, rank, rounds, lr = (bench.option(f"own_{name}", str(value)) for name, value in usual.items())
     wish = Personalisation(
-        settings={"rank": int(rank)}, split=split,
-        schedule=Schedule(rounds=2 if bench.toy else int(rounds), lr=lr, every=5),
+        method=method, settings={} if method == "scale" else {"rank": int(rank)}, split=split,
+        schedule=Schedule(rounds=2 if bench.toy else int(rounds), lr=float(lr), every=5),
     )  # fmt: skip
     output = bench.work / "own" / _digest(f"{wish} {base} {corpus.fingerprint}")
     started = time.perf_counter()
@@ -201,7 +207,8 @@ def own(bench: Bench, base: str, corpus: Corpus, speakers: Sequence[Speaker], sp
     for arm, side in (("own", lambda o: o.after), ("own, gated", lambda o: o.served)):
         found = [side(outcomes[s.name]) for s in speakers]
         sums = np.asarray([[sum(m.nats), sum(m.character_errors), sum(m.characters)] for m in found], dtype=np.float64)
-        arm_row(bench, arm, split.adapt or 0, sums, [s.name for s in speakers], minutes=minutes, kept=kept)
+        arm_row(bench, arm, split.adapt or 0, sums, [s.name for s in speakers], minutes=minutes, kept=kept,
+                method=method, lr=float(lr), rounds=int(rounds))  # fmt: skip
 
 
 def arm_row(bench: Bench, arm: str, sentences: int, sums: np.ndarray, names: Sequence[str], **more: Any) -> None:

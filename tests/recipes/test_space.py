@@ -368,6 +368,44 @@ def test_the_prior_draws_to_the_mean(double: Space) -> None:
     assert moved[0] > moved[1] > 10 * moved[2]
 
 
+def test_learning_begins_where_the_sound_says(double: Space) -> None:
+    """And is drawn there, each speaker to a start of their own."""
+    corpus = stranger() + open_corpus(whistled("other", -0.2, 3, 5))
+    features = HeldFeatures(corpus, double.variant.recogniser.log_mel, range(len(corpus)))
+    speech = {"new": [0, 1], "other": [6, 7]}
+    starts = {name: double.generator.mean + way for name, way in (("new", 0.3), ("other", -0.3))}
+    few = replace(LEARNING, rounds=6)
+    near, free = (
+        own_of(double.learn(corpus, features, speech, replace(few, prior=prior), starts=starts)).detach().numpy()
+        for prior in (1e6, 0.0)
+    )
+    for row, start in enumerate(starts.values()):
+        assert np.linalg.norm(free[row] - start) > 10 * np.linalg.norm(near[row] - start)
+    # one speaker may have a start and the other none
+    mixed = double.learn(corpus, features, speech, few, starts={"other": starts["other"]})
+    alone = double.learn(corpus, features, {"new": speech["new"]}, few)
+    torch.testing.assert_close(own_of(mixed)[0], own_of(alone)[0], rtol=1e-8, atol=1e-10)
+
+
+def test_a_prediction_is_a_start_only_where_it_explains_the_texts(double: Space) -> None:
+    corpus = stranger() + open_corpus(whistled("other", -0.2, 3, 5))
+    features = HeldFeatures(corpus, double.variant.recogniser.log_mel, range(len(corpus)))
+    predictor, speech = double.generator.predictor, {"new": [0, 1], "again": [2, 3, 4], "other": [6]}
+    assert predictor is not None
+    good = own_of(double.learn(corpus, features, {"new": [0, 1, 2, 3, 4]}, LEARNING)).detach().numpy()[0]
+    for place, worth_it in ((good, {"new", "again"}), (double.generator.mean + 30.0, set())):
+        constant = replace(predictor, weights=np.zeros_like(predictor.weights), mean=place)
+        space = Space(double.variant, replace(double.generator, predictor=constant))
+        starts = space.starts(corpus, features, speech)
+        assert set(starts) - {"other"} == worth_it
+        assert all(np.array_equal(start, place) for start in starts.values())
+        bank = space.bank(["predicted", "mean"])
+        space.generator.place(bank, 1, place)
+        predicted, mean = (space.evaluate(corpus, features, bank, [6], [row]).nats[0] for row in (1, 2))
+        assert ("other" in starts) == (predicted < mean)
+    assert Space(double.variant, replace(double.generator, predictor=None)).starts(corpus, features, speech) == {}
+
+
 def test_an_interval_is_of_pairs() -> None:
     base = np.asarray([5.0, 50.0, 500.0, 20.0, 90.0, 10.0])
     same = Difference.of(base, base)

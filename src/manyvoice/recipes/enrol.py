@@ -257,21 +257,19 @@ class _Labelled:
 
     def _predicted(self) -> Bank | None:
         """A bank with the predicted voice in row 1, if it is to be taken."""
-        found, generator = self.found, self.space.generator
+        found = self.found
         must = self.wanted.how == "predict"
         if must and found.seconds < SHORTEST:
             raise UsageError(_too_short(found.name, found.seconds))
-        if not must and (generator.predictor is None or found.seconds < SHORTEST):
+        if not must and not self._predictable():
             found.said.append("not predicted: the space has no predictor, or there are less than two seconds")
             return None
-        parts = self._parts(range(len(self.corpus)))
-        bank = self.space.bank([self.name, *(f"{self.name} without part {k}" for k in range(len(parts)))])
-        heard = [self.features.of(i, 0) for i in range(len(self.corpus))]
-        generator.place(bank, 1, self.space.predict(heard))
+        speech, parts = self._speech(range(len(self.corpus)))
+        bank = self.space.bank(list(speech))
+        for row, rows in enumerate(speech.values(), start=1):
+            self.space.generator.place(bank, row, self.space.predict([self.features.of(i, 0) for i in rows]))
         found.said.append(_worth(self.space))
-        if len(parts) > 1:
-            for k, part in enumerate(parts):
-                generator.place(bank, 2 + k, self.space.predict([x for i, x in enumerate(heard) if i not in part]))
+        if parts:
             found.predicted = self._held_out(bank, parts)
             found.said.append(f"predicted against the base, from the other utterances: {found.predicted.sentence()}")
         else:
@@ -286,16 +284,13 @@ class _Labelled:
         """A bank with the learned voice in row 1; behind it those that have not seen a part of the utterances."""
         found = self.found
         found.made_by = "embedding learned"
-        parts = self._parts(self.rows)
-        without = {k: [i for i in self.rows if i not in part] for k, part in enumerate(parts)}
-        speech = {self.name: list(self.rows)}
-        if len(parts) > 1:
-            speech |= {f"{self.name} without part {k}": kept for k, kept in without.items()}
+        speech, parts = self._speech(self.rows)
         said = self.watcher.progress
         bank = self.space.learn(
-            self.corpus, self.features, speech, self.wanted.learning, lambda done, n, _: said("learning", done, n)
-        )
-        if len(parts) > 1:
+            self.corpus, self.features, speech, self.wanted.learning, lambda done, n, _: said("learning", done, n),
+            starts=self.space.starts(self.corpus, self.features, speech) if self._predictable() else None,
+        )  # fmt: skip
+        if parts:
             found.learned = self._held_out(bank, parts)
             found.said.append(f"learned against the base, on held-out utterances: {found.learned.sentence()}")
         else:
@@ -304,6 +299,20 @@ class _Labelled:
                 "know whether the voice is better than the base"
             )
         return bank
+
+    def _predictable(self) -> bool:
+        """Whether the sound alone says something."""
+        return self.space.generator.predictor is not None and self.found.seconds >= SHORTEST
+
+    def _speech(self, rows: Sequence[int]) -> tuple[dict[str, list[int]], list[Sequence[int]]]:
+        """Utterances of the speaker, then of whoever lacks one part of them; and the parts, if there are two or more.
+
+        The first is to be the voice; the others have not heard what they are compared on.
+        """
+        count = min(_FOLDS, len(rows))
+        parts = [rows[k::count] for k in range(count)] if count > 1 else []
+        without = {f"{self.name} without part {k}": [i for i in rows if i not in p] for k, p in enumerate(parts)}
+        return {self.name: list(rows)} | without, parts
 
     def _refined(self, voice: Voice) -> Voice:
         """The voice after training all of its weights, if that is better on the utterances that choose."""
@@ -336,11 +345,6 @@ class _Labelled:
         card = {**voice.card, "refined": True, "refined_rounds": best.round, "verified": None,
                 "verified_before_refining": before}  # fmt: skip
         return Voice(method=voice.method, tensors=bank.take(1), base=voice.base, tokenizer=voice.tokenizer, card=card)
-
-    def _parts(self, rows: Sequence[int]) -> list[Sequence[int]]:
-        """What is held out in turn."""
-        count = min(_FOLDS, len(rows))
-        return [rows[k::count] for k in range(count)]
 
     def _held_out(self, bank: Bank, parts: Sequence[Sequence[int]]) -> Difference:
         """Each part with the row that has not seen it, rows 2 and on, against the base."""
