@@ -39,7 +39,7 @@ from manyvoice.recipes.personalize import Personalisation, personalize
 from manyvoice.recipes.space import Difference, Learning, Space, SpaceTraining, read_report, speaker_sums, train_space
 from manyvoice.recipes.speakers import Speaker, Split, split_speakers
 from manyvoice.submodels.bank import Bank
-from manyvoice.train.owners import Schedule
+from manyvoice.train.owners import Schedule, Speech
 from submodels import SPLIT, counts
 
 CHOOSING_SPEAKERS, SEED, MARGIN = 25, 0, 0.05
@@ -180,6 +180,32 @@ def in_space(bench: Bench, space: Space, corpus: Corpus, speakers: Sequence[Spea
             sums = tested(space, corpus, features, found, speakers, list(range(1, len(names) + 1)))
             arm_row(bench, arm, k, sums, names, minutes=minutes, prior=learning.prior, rounds=learning.rounds,
                     from_the_prediction=len(starts or {}))  # fmt: skip
+            if arm == "learned" and k == max(few):
+                refined(bench, space, corpus, features, speakers, found, k)
+
+
+def refined(
+    bench: Bench,
+    space: Space,
+    corpus: Corpus,
+    features: HeldFeatures,
+    speakers: Sequence[Speaker],
+    learned: Bank,
+    k: int,
+) -> None:
+    """A row of the learned voices after all of their weights have gone on to learn, the round chosen by more speech."""
+    started, names = time.perf_counter(), [s.name for s in speakers]
+    voices = {name: space.generator.voice(learned, row, {}) for row, name in enumerate(names, start=1)}
+    speech = [Speech(adapt=s.adapt[:k], choose=s.choose) for s in speakers]
+    rounds, lr = int(bench.option("refine_rounds", "2" if bench.toy else "60")), bench.option("refine_lr", "1e-3")
+    bank, best = space.refine(
+        corpus, features, voices, speech, Schedule(rounds=rounds, lr=float(lr)), Learning(),
+        lambda done, n, _: bench.watcher.progress("refining", done, n),
+    )  # fmt: skip
+    minutes = _minutes(started)
+    sums = tested(space, corpus, features, bank, speakers, list(range(1, len(names) + 1)))
+    arm_row(bench, "refined", k, sums, names, minutes=minutes, lr=float(lr), rounds=rounds,
+            kept=sum(b.round > 0 for b in best))  # fmt: skip
 
 
 def tested(

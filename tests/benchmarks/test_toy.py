@@ -199,7 +199,7 @@ def test_space(data: Path, tmp_path: Path) -> None:
     assert made["training_speakers"] == 5 and made["predictor"]["r2"] <= 1
     rows = {(row["arm"], row["sentences"]): row for row in found["rows"] if row["kind"] == "arm"}
     some = {(arm, k) for arm in ("learned", "learned from the mean", "own", "own, gated", "predicted") for k in (1, 2)}
-    assert set(rows) == {("base", 0), ("mean", 0), *some}
+    assert set(rows) == {("base", 0), ("mean", 0), ("refined", 2), *some}
     assert {tuple(row["characters"]) for row in rows.values()} == {tuple(rows["base", 0]["characters"])}
     assert rows["mean", 0]["nats"] != rows["base", 0]["nats"] != rows["learned", 1]["nats"]
     assert [aim["measured"] is None for aim in found["aims"]] == [True, False]

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manyvoice.data.check import check
-from manyvoice.data.collate import Collator, HeldFeatures
+from manyvoice.data.collate import HeldFeatures
 from manyvoice.data.features import LogMel
 from manyvoice.data.manifest import Corpus
 from manyvoice.data.pauses import cut_at_pauses
 from manyvoice.errors import UsageError
-from manyvoice.recipes.space import FEWEST, MASKS, Difference, Learning, Space, plain_losses, worth_of_prediction
+from manyvoice.recipes.space import FEWEST, Difference, Learning, Space, worth_of_prediction
 from manyvoice.recipes.transcribe import Recording
 from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.submodels.bank import Bank
@@ -30,7 +30,7 @@ from manyvoice.submodels.names import quote, tenant_path
 from manyvoice.submodels.predict import LONGEST, SHORTEST
 from manyvoice.submodels.store import TENANT, Store
 from manyvoice.submodels.voice import Voice
-from manyvoice.train.owners import OwnerTraining, Schedule, Speech
+from manyvoice.train.owners import Schedule, Speech
 from manyvoice.types import Seconds
 
 Floats = NDArray[np.float64]
@@ -316,19 +316,11 @@ class _Labelled:
 
     def _refined(self, voice: Voice) -> Voice:
         """The voice after training all of its weights, if that is better on the utterances that choose."""
-        variant, found = self.space.variant, self.found
-        recogniser = variant.recogniser
-        bank = Bank(variant.anatomy, voice.method, [self.name], empty=True, dtype=recogniser.model.dtype,
-                    device=recogniser.device)  # fmt: skip
-        bank.put(1, voice.tensors)
-        tokens = [recogniser.tokenizer.encode(text) for text in self.corpus.texts()]
-        seed, augment = self.wanted.learning.seed, MASKS if self.wanted.learning.masks else None
-        collator = Collator(self.corpus, self.features, tokens, augment=augment, seed=seed)
-        job = OwnerTraining(
-            bank, [Speech(adapt=self.rows, choose=self.chooses)], collator, *plain_losses(variant),
-            self.wanted.refining, seed=seed,
+        found = self.found
+        bank, (best,) = self.space.refine(
+            self.corpus, self.features, {self.name: voice}, [Speech(adapt=self.rows, choose=self.chooses)],
+            self.wanted.refining, self.wanted.learning, lambda done, n, _: self.watcher.progress("refining", done, n),
         )  # fmt: skip
-        best = job.run(lambda done, n, _: self.watcher.progress("refining", done, n))[1]
         start = best.history[0][1]
         found.refined = best.nats / max(start, 1e-9) - 1
         count = len(self.chooses)

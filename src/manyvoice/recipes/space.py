@@ -36,6 +36,7 @@ from manyvoice.submodels.generator import FILE, Generator, SpaceAdamW, generator
 from manyvoice.submodels.method import make_method
 from manyvoice.submodels.places import LocalPlace
 from manyvoice.submodels.predict import EXAMPLES, Heard, Predictor, examples, fit_predictor, listen, taps_of
+from manyvoice.submodels.voice import Voice
 from manyvoice.train import distributed
 from manyvoice.train.halfway import Halfway, digest_of, forget_all, halfway_of
 from manyvoice.train.owners import Best, LossesOf, OwnerTraining, Schedule, Speech
@@ -218,6 +219,26 @@ class Space:
         job.optimizer = SpaceAdamW(self.generator, bank, wanted.lr)
         job.run(progress)
         return bank
+
+    def refine(
+        self, corpus: Corpus, features: Features, voices: Mapping[str, Voice], speech: Sequence[Speech],
+        schedule: Schedule, wanted: Learning, progress: Callable[[int, int, int], None] | None = None,
+    ) -> tuple[Bank, list[Best]]:  # fmt: skip
+        """A bank in which all weights of these voices, no longer of the space, have gone on to learn.
+
+        Args: speech: of each, in order.  wanted: its masks and seed.
+        Returns: the bank, and of each the best round by the utterances that choose, 0 if it stays as it was.
+        """
+        recogniser = self.variant.recogniser
+        bank = Bank(self.variant.anatomy, next(iter(voices.values())).method, list(voices), empty=True,
+                    dtype=recogniser.model.dtype, device=recogniser.device)  # fmt: skip
+        for row, voice in enumerate(voices.values(), start=1):
+            bank.put(row, voice.tensors)
+        tokens = [recogniser.tokenizer.encode(text) for text in corpus.texts()]
+        collator = Collator(corpus, features, tokens, augment=MASKS if wanted.masks else None, seed=wanted.seed)
+        job = OwnerTraining(bank, speech, collator, *plain_losses(self.variant), schedule, seed=wanted.seed)
+        best = job.run(progress)
+        return bank, [best[row] for row in range(1, len(bank))]
 
     def evaluate(
         self, corpus: Corpus, features: Features, bank: Bank, rows: Sequence[int], owners: Sequence[int]
