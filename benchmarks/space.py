@@ -10,7 +10,8 @@ one's own.
 
 MODEL comes from ``manyvoice bench sentences`` and has heard the 100 speakers, not the others. Each of the others has
 ten sentences that report, two that choose (for a voice of its own alone), and eight to learn from, of which the first
-are taken. ``mean`` is where everybody starts: the space without anything known of the speaker.
+are taken. ``mean`` is the space without anything known of the speaker; ``learned`` begins where the sound puts them;
+``refined`` goes on with all weights of the learned voices, a round chosen by those that choose.
 """
 
 from __future__ import annotations
