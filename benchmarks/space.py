@@ -7,6 +7,8 @@ one's own.
     manyvoice bench space base=MODEL people=FOLDER    the synthetic people of `manyvoice bench people`, 96 others for
                                                       the space; FOLDER is the `people` of its work folder, or a new
                                                       one, where those are spoken that it lacks; on=choose as above
+    adapt=1,4 space=0 refine=0 own=0                  so many sentences only; without the arms in the space, without
+                                                      refining, without voices of their own
 
 MODEL comes from ``manyvoice bench sentences`` and has heard the 100 speakers, not the others. Each of the others has
 ten sentences that report, two that choose (for a voice of its own alone), and eight to learn from, of which the first
@@ -181,7 +183,7 @@ def in_space(bench: Bench, space: Space, corpus: Corpus, speakers: Sequence[Spea
             sums = tested(space, corpus, features, found, speakers, list(range(1, len(names) + 1)))
             arm_row(bench, arm, k, sums, names, minutes=minutes, prior=learning.prior, rounds=learning.rounds,
                     from_the_prediction=len(starts or {}))  # fmt: skip
-            if arm == "learned" and k == max(few):
+            if arm == "learned" and k == max(few) and bench.option("refine", "1") == "1":
                 refined(bench, space, corpus, features, speakers, found, k)
 
 
