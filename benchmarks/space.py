@@ -283,7 +283,7 @@ def _aims(whose: str, rows: dict[tuple[str, int], dict[str, Any]]) -> Iterator[A
     yield Aim(
         name=f"{whose}: predicted from sound, {predicted['sentences']} sentences, better than the base: upper end",
         sense="below", limit=0.0, unit="relative, nats", measured=found.interval[1], interval=found.interval,
-        why=f"nats {found.relative:+.1%}, CER {base['cer']:.2%} to {predicted['cer']:.2%}; against the mean voice, "
+        why=f"{found.sentence('speakers')}, CER {base['cer']:.2%} to {predicted['cer']:.2%}; against the mean voice, "
             f"which knows nothing of the speaker, {beside.sentence('speakers')}",
     )  # fmt: skip
 
