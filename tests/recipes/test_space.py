@@ -243,6 +243,7 @@ def test_a_prediction_that_does_not_help_gives_way_to_learning(base: Path, space
     found = run(base, wrong, stranger(), tmp_path / "a")
     assert found.predicted is not None and found.predicted.relative > 0 and found.made_by == "embedding learned"
     assert any("learned instead" in line for line in found.said) and found.voice is not None
+    assert "learning begins at the mean of the space's speakers" in found.said
     refused = run(base, wrong, stranger(), tmp_path / "b", how="predict")
     assert refused.voice is None and "nothing was stored" in refused.text()
     assert not (tmp_path / "b").exists()

@@ -286,9 +286,14 @@ class _Labelled:
         found.made_by = "embedding learned"
         speech, parts = self._speech(self.rows)
         said = self.watcher.progress
+        starts = self.space.starts(self.corpus, self.features, speech) if self._predictable() else {}
+        found.said.append(
+            "learning begins where the sound puts the speaker" if self.name in starts
+            else "learning begins at the mean of the space's speakers"
+        )  # fmt: skip
         bank = self.space.learn(
             self.corpus, self.features, speech, self.wanted.learning, lambda done, n, _: said("learning", done, n),
-            starts=self.space.starts(self.corpus, self.features, speech) if self._predictable() else None,
+            starts=starts,
         )  # fmt: skip
         if parts:
             found.learned = self._held_out(bank, parts)
