@@ -188,14 +188,9 @@ def in_space(bench: Bench, space: Space, corpus: Corpus, speakers: Sequence[Spea
 
 
 def refined(
-    bench: Bench,
-    space: Space,
-    corpus: Corpus,
-    features: HeldFeatures,
-    speakers: Sequence[Speaker],
-    learned: Bank,
+    bench: Bench, space: Space, corpus: Corpus, features: HeldFeatures, speakers: Sequence[Speaker], learned: Bank,
     k: int,
-) -> None:
+) -> None:  # fmt: skip
     """A row of the learned voices after all of their weights have gone on to learn, the round chosen by more speech."""
     started, names = time.perf_counter(), [s.name for s in speakers]
     voices = {name: space.generator.voice(learned, row, {}) for row, name in enumerate(names, start=1)}

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,8 +105,8 @@ def stranger(key: float = 0.3, count: int = 6) -> Corpus:
     return open_corpus(whistled("new", key, count, 777))
 
 
-def run(base: Path, space: Path, corpus: Corpus | list[Recording], place: Path, **wanted: object) -> Enrolled:
-    chosen = Enrolment(**({"learning": LEARNING} | wanted))  # type: ignore[arg-type]
+def run(base: Path, space: Path, corpus: Corpus | list[Recording], place: Path, **wanted: Any) -> Enrolled:
+    chosen = replace(Enrolment(learning=LEARNING), **wanted)
     return enrol(base, space, "new", corpus, store=Store(place), wanted=chosen)
 
 
