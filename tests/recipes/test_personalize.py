@@ -268,6 +268,9 @@ def test_one_that_diverges_costs_the_others_nothing(job: Job, base: Path, tmp_pa
     only = replace(SHORT, schedule=replace(SHORT.schedule, lr=1e30))
     with pytest.raises(WorkError, match="the loss of .* is not finite in round"):
         personalize(base, job.corpus, tmp_path / "wild", only)
+    waves = personalize(base, job.corpus, tmp_path / "waves", replace(only, memory=300_000))
+    assert [o.speaker for o in waves.outcomes] == ["ann", "bob", "mallory"], "one alone in a wave stops no other wave"
+    assert all("was not finite" in o.said[0] and not o.kept for o in waves.outcomes)
 
 
 def test_names_that_are_none_are_left_out_and_odd_ones_come_back(job: Job, base: Path, tmp_path: Path) -> None:

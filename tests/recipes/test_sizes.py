@@ -21,6 +21,7 @@ from manyvoice.cli.console import _state
 from manyvoice.cli.subnets import _show_found, _show_table
 from manyvoice.config import RunConfig, make_run
 from manyvoice.data.manifest import open_corpus
+from manyvoice.data.synth import SynthSpec, synthesise
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.distill import DIVERGENCES
@@ -29,14 +30,14 @@ from manyvoice.elastic.narrow import Elastic
 from manyvoice.elastic.sampling import Alone, Sandwich
 from manyvoice.elastic.still import outside
 from manyvoice.elastic.subnet import Subnet
-from manyvoice.errors import ConfigError, ModelError, UsageError
+from manyvoice.errors import ConfigError, ModelError, UsageError, WorkError
 from manyvoice.models.anatomy import parameter_count
 from manyvoice.models.load import build_model
 from manyvoice.recipes import find
 from manyvoice.recipes.card import check_model, read_card
 from manyvoice.recipes.prepare import build_recogniser, dry_run
 from manyvoice.recipes.ready import passes_of
-from manyvoice.recipes.sizes import compare_sizes, describe, extract_size, load_size, read_sizes
+from manyvoice.recipes.sizes import compare_sizes, describe, extract_size, load_size, read_sizes, write_size
 from manyvoice.recipes.sizing import Sizer
 from manyvoice.recipes.train import claim_folder, train
 from manyvoice.recipes.watch import Silent
@@ -47,6 +48,7 @@ from manyvoice.train.metrics import read_metrics
 from manyvoice.train.sandwich import SupernetPasses
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 2}
+FIVE = [1.0, 0.75, 0.55, 0.4, 0.25]
 
 
 @pytest.fixture(scope="module")
@@ -151,19 +153,72 @@ def test_an_extracted_folder_is_a_stock_model_with_a_card(supernet: Path, tmp_pa
         extract_size(supernet, "60", tmp_path / "phone")
 
 
+def test_an_extraction_that_was_killed_is_never_taken_for_a_base(
+    supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Recogniser.save
+
+    def killed(self: Recogniser, folder: Path) -> None:
+        save(self, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recogniser, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        extract_size(supernet, "30", tmp_path / "phone")
+    assert (
+        json.loads((tmp_path / "phone" / "subnet.json").read_text())["supernet"] == read_card(supernet)["fingerprint"]
+    )
+
+
+def test_a_size_that_cannot_be_written_says_so(supernet: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(supernet, tmp_path / "model"))
+    recogniser = Recogniser.load(copied)
+    size = next(s for s in read_sizes(copied, recogniser) if s.statistics is not None)
+    whole = (copied / "subnets" / f"{size.subnet.name}.safetensors").read_bytes()
+    shutil.rmtree(copied / "subnets")
+    (copied / "subnets").write_text("a file where the folder should be")
+    with pytest.raises(WorkError, match=f"size {size.subnet.name} cannot be written"):
+        write_size(recogniser, size, {})
+    (copied / "subnets").unlink()
+    write_size(recogniser, size, {k: size.document[k] for k in ("costs", "results")})
+    assert (copied / "subnets" / f"{size.subnet.name}.safetensors").read_bytes() == whole
+    assert [s.subnet for s in read_sizes(copied, recogniser)] == [size.subnet]
+    assert not list((copied / "subnets").glob("*.tmp"))
+    write_size(recogniser, size, {"costs": size.document["costs"], "results": {}})
+    with pytest.raises(UsageError, match="was measured on nothing yet; give a manifest to compare on"):
+        compare_sizes(copied, None)
+
+
 def test_one_run_file_on_speech_of_two_sources_gives_five_folders(
     made: Callable[..., RunConfig], speak_tones: Callable[..., Path], tmp_path: Path
 ) -> None:
-    run = made(tmp_path / "run", sizes=[1.0, 0.75, 0.55, 0.4, 0.25])
-    other = speak_tones(tmp_path / "other", 6, 1)
-    named = open_corpus(other)
-    named = open_corpus([replace(u, id=f"other-{u.id}") for u in named])
-    named.write(tmp_path / "other.jsonl")
+    named = open_corpus(speak_tones(tmp_path / "other", 6, 1))
+    open_corpus([replace(u, id=f"other-{u.id}") for u in named]).write(tmp_path / "other.jsonl")
+    run = made(tmp_path / "run", sizes=FIVE)
+    five_folders(run, [run.model_dump(mode="json")["corpus"]["train"], str(tmp_path / "other.jsonl")], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="the program espeak-ng is not installed")
+def test_one_run_file_on_real_and_synthetic_speech_gives_five_folders(
+    made: Callable[..., RunConfig], data: Path, tmp_path: Path
+) -> None:
+    real = open_corpus(data / "digits" / "test.jsonl")
+    real.subset(range(0, len(real), 10)).write(tmp_path / "real.jsonl")
+    spec = SynthSpec(utterances=16, speakers=2, grammar="digits", seed=0)
+    spoken = synthesise(spec, tmp_path / "spoken")
+    five_folders(made(tmp_path / "run", sizes=FIVE), [str(tmp_path / "real.jsonl"), str(spoken)], tmp_path)
+
+
+def five_folders(run: RunConfig, manifests: list[str], tmp_path: Path) -> None:
+    """One run on all of these; each of its sizes is a folder that stock Transformers runs as we do."""
     changed = run.model_dump(mode="json")
-    changed["corpus"]["train"] = [str(changed["corpus"]["train"]), str(tmp_path / "other.jsonl")]
+    changed["corpus"]["train"] = manifests
     changed["model"]["settings"] |= {"num_hidden_layers": 4, "num_attention_heads": 4}
     changed["train"]["epochs"] = 1
     model = train(make_run(changed))
+    (trained_on,) = [entry["manifest"] for entry in read_card(model)["data"] if entry["role"] == "train"]
+    assert json.loads(trained_on) == manifests
     whole = Recogniser.load(model)
     features, lengths = torch.randn(1, 80, 80), torch.tensor([80])
     for size in read_sizes(model, whole):

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -76,6 +77,37 @@ def test_each_speaker_has_a_voice_of_their_own(base: Path, corpus: Corpus, store
     assert {name: entry["utterances"] for name, entry in said["voices"].items()} == {n: counts[n] for n in ("s0", "s1")}
     assert said["voices"]["s1"]["hash"] == Store(store).resolve("s1")
     assert served.text() == "16 utterances with 2 voices of their speakers, 4 with the bare base"
+
+
+def test_figures_of_two_voices_under_one_name_are_an_error(
+    base: Path, corpus: Corpus, store: str, voices: dict[str, Voice], recogniser: Recogniser
+) -> None:
+    served = serve_speakers(base, corpus, size=None, voice=None, store=store, tenant="default")
+    evaluate(recogniser, corpus, owned=served.owned)
+    Store(store).add(voices["s1"], "s0")
+    evaluate(recogniser, corpus, owned=served.owned)
+    with pytest.raises(VoiceError, match="the voice 's0' was replaced in the store while this was evaluated"):
+        served.as_dict()
+
+
+def test_a_store_far_away_is_read_from_the_disk_the_second_time(
+    base: Path, corpus: Corpus, voices: dict[str, Voice], recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MANYVOICE_CACHE", str(tmp_path / "cache"))
+    far = f"memory://{uuid4().hex}"
+    Store(far).add_many(voices.items())
+    loads: list[str] = []
+    load = Store.load
+    monkeypatch.setattr(Store, "load", lambda self, hash, tenant: loads.append(hash) or load(self, hash, tenant))
+    for _ in range(2):
+        served = serve_speakers(base, corpus, size=None, voice=None, store=far, tenant="default")
+        evaluate(recogniser, corpus, owned=served.owned)
+    assert sorted(loads) == sorted(voices[name].hash for name in ("s0", "s1"))
+    copies = [path.stem for path in (tmp_path / "cache" / "voices").rglob("*.safetensors")]
+    assert sorted(copies) == sorted(loads)
+    Store(far).remove("s0")
+    assert [path.stem for path in (tmp_path / "cache" / "voices").rglob("*.safetensors")] == [voices["s1"].hash]
 
 
 def test_a_store_with_none_of_the_speakers(base: Path, corpus: Corpus, store: str) -> None:

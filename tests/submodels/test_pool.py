@@ -193,6 +193,23 @@ def test_the_voice_wanted_longest_ago_makes_room(shelf: Shelf, base: PreTrainedM
     assert asked == {"ann": 1, "bob": 2, "cem": 1}
 
 
+def test_a_forgotten_voice_leaves_no_number_on_the_device(shelf: Shelf, base: PreTrainedModel, batch: Batch) -> None:
+    voices, one = made(base, shelf, room=Room(rows=2)), batch.rows(0, 1)
+    run(voices, one, ["ann"])
+    run(voices, one, ["bob"])
+    (slots,) = voices._slots._banks.values()
+    weights = shelf.voices[shelf.names["ann", "default"]].tensors
+    held = [any(torch.equal(p[row], weights[where]) for where, p in slots.tensors.items()) for row in range(3)]
+    assert sum(held) == 1, "the look must see what it is to miss later"
+    voices.forget(shelf.names["ann", "default"])
+    voices.forget("0" * 64)
+    assert not any(torch.equal(p[row], weights[where]) for where, p in slots.tensors.items() for row in range(3))
+    run(voices, one, ["cem"])
+    (again, _), (bobs, _) = run(voices, batch.rows(0, 2), ["ann", "bob"])
+    assert_same(again, reference(base, batch, 0, shelf.voices[shelf.names["ann", "default"]]))
+    assert_same(bobs, reference(base, batch, 1, shelf.voices[shelf.names["bob", "default"]]))
+
+
 def test_a_replaced_name_is_the_new_voice(voices: Voices, shelf: Shelf, base: PreTrainedModel, batch: Batch) -> None:
     (before, old), *_ = run(voices, batch, ["ann", "bob", None])
     new = make_voice(base, 99, rank=2)

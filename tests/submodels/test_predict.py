@@ -96,7 +96,7 @@ def test_what_is_heard_does_not_depend_on_the_batch(base: PreTrainedModel) -> No
     gen = torch.Generator().manual_seed(2)
     features = [torch.randn(n, 80, generator=gen, dtype=torch.float64) for n in (41, 90, 64)]
     hooks = [len(m._forward_hooks) for m in base.modules()]
-    together, apart = listen(base, features), listen(base, features, frames=1)
+    together, apart = listen(base, features, taps_of(base)), listen(base, features, taps_of(base), frames=1)
     for a, b, x in zip(together, apart, features, strict=True):
         assert a.frames == b.frames == family_of(base).encoder_frames(base, len(x))
         np.testing.assert_allclose(a.sums, b.sums, rtol=1e-9, atol=1e-11)
@@ -106,18 +106,21 @@ def test_what_is_heard_does_not_depend_on_the_batch(base: PreTrainedModel) -> No
 
 def test_what_is_heard_are_the_hidden_states_of_the_taps(base: PreTrainedModel) -> None:
     taps = taps_of(base)
-    assert [tap.layer for tap in taps] == [0, 1, 2]
+    assert taps == tuple(f"encoder.layers.{k}" for k in range(3))
     x_TF = torch.randn(50, 80, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     states = []
     for tap in taps:
-        handle = base.get_submodule(tap.name).register_forward_hook(lambda _, __, out: states.append(out[0]))
+        handle = base.get_submodule(tap).register_forward_hook(lambda _, __, out: states.append(out[0]))
         with torch.no_grad():
             encoded = family_of(base).encode(base, x_TF[None], torch.tensor([50]))
         handle.remove()
     whole = torch.cat(states, 1)[: int(encoded.len_B[0])]
-    (heard,) = listen(base, [x_TF])
+    (heard,) = listen(base, [x_TF], taps)
     np.testing.assert_allclose(heard.sums, whole.sum(0).numpy(), rtol=1e-12)
     np.testing.assert_allclose(heard.squares, whole.square().sum(0).numpy(), rtol=1e-12)
+    (first,) = listen(base, [x_TF], taps[:1])
+    np.testing.assert_array_equal(first.sums, heard.sums[: len(first.sums)])
+    assert len(first.sums) * 3 == len(heard.sums)
 
 
 def test_examples_are_a_few_seconds_of_whole_utterances() -> None:

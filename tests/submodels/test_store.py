@@ -6,9 +6,14 @@ import multiprocessing
 import os
 import random
 import sqlite3
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import fsspec
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -372,6 +377,39 @@ def test_a_voice_that_others_name_meanwhile_survives_where_there_are_no_locks(tm
     store._place.remove = meanwhile  # type: ignore[method-assign]
     assert store.remove("ann") is False
     assert store.get("bob").hash == voice(1).hash
+
+
+@pytest.mark.parametrize("stamp", [lambda now: now.replace(microsecond=0), lambda now: int(now.timestamp()), str])
+def test_a_place_whose_clock_has_whole_seconds_loses_no_voice(
+    stamp: Callable[[datetime], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over sftp: two names given within a second look alike in a listing."""
+    store = Store(f"memory://{uuid4().hex}", index=tmp_path / "a.sqlite")
+    system, now = fsspec.filesystem("memory"), datetime.now(UTC)
+    listed = system.ls
+
+    def coarse(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        rows = [{k: v for k, v in row.items() if k != "created"} for row in listed(*args, **kwargs)]
+        return [row | {"mtime": stamp(now)} for row in rows]
+
+    monkeypatch.setattr(system, "ls", coarse)
+    for seed, name in ((1, "ann"), (2, "bob"), (3, "ann")):
+        store.add(voice(seed), name)
+        assert {e.name: e.hash for e in store.entries()}[name] == voice(seed).hash
+    store.remove("bob")
+    assert store.get("ann").hash == voice(3).hash and store.hashes() == {voice(3).hash}
+
+
+def test_what_is_known_of_a_remote_name_is_read_once_it_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(f"memory://{uuid4().hex}", index=tmp_path / "a.sqlite")
+    store.add(voice(1), "ann")
+    reads: list[str] = []
+    read = store._place.read
+    monkeypatch.setattr(store._place, "read", lambda path: reads.append(path) or read(path))
+    assert len(store.entries()) == len(store.entries()) == 1 and len(reads) == 2, "a name of this minute may change"
+    later = time.time() + 90
+    monkeypatch.setattr(places.time, "time", lambda: later)
+    assert len(store.entries()) == len(store.entries()) == 1 and len(reads) == 3
 
 
 NAMES = ("ann", "bob", "cem", "dov")

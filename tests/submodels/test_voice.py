@@ -48,6 +48,11 @@ def test_a_file_that_was_touched_is_refused(voice: Voice, tmp_path: Path) -> Non
         Voice.from_bytes(data[:30], "ann")
     with pytest.raises(VoiceError, match="it was changed, or not written to its end"):
         Voice.from_bytes(data[:-1] + bytes([data[-1] ^ 1]), "ann", hash=voice.hash)
+    for touched in (data[:-1] + bytes([data[-1] ^ 1]), data.replace("Änn".encode(), b"Ann!")):
+        assert len(touched) == len(data)
+        (tmp_path / "touched").write_bytes(touched)
+        with pytest.raises(VoiceError, match="touched: was changed since it was written"):
+            Voice.read(tmp_path / "touched")
     with pytest.raises(VoiceError, match="cannot be read"):
         Voice.read(tmp_path / "none.safetensors")
 

@@ -315,6 +315,8 @@ class Personalising:
         )  # fmt: skip
         train = partial(self.watcher.progress, f"{label}training")
         best = job.run(lambda round, n, active: train(round if active else n, n), halfway)
+        if len(wave) == len(self.speakers):
+            job.raise_if_all_lost()
         yield from self._judge(store, wave, done, job, best, label)
         # not before all are stored: a store that is full or stopped meanwhile has cost no training
         halfway.remove()

@@ -90,16 +90,23 @@ def save_sizes(
 
 
 def write_size(recogniser: Recogniser, size: Size, more: dict[str, Any]) -> None:
-    """Put a size beside the model it belongs to."""
-    place = folder_of(recogniser) / FOLDER
-    place.mkdir(exist_ok=True)
-    subnet = size.subnet
-    if size.statistics is not None:
-        data = save(_own(Elastic(recogniser.model), subnet, size.statistics))
-        (place / f"{subnet.name}.safetensors").write_bytes(data)
-        more = more | {"statistics": _digest(data)}
+    """Put a size beside the model it belongs to. WorkError if it cannot be written."""
+    place, subnet = folder_of(recogniser) / FOLDER, size.subnet
     more = {"own_statistics": size.statistics is not None, **more}
-    write_subnet(place / f"{subnet.name}.json", subnet, supernet=recogniser.fingerprint(), more=more)
+    try:
+        place.mkdir(exist_ok=True)
+        if size.statistics is not None:
+            data = save(_own(Elastic(recogniser.model), subnet, size.statistics))
+            aside = place / f"{subnet.name}.safetensors.tmp"
+            aside.write_bytes(data)
+            aside.replace(place / f"{subnet.name}.safetensors")
+            more["statistics"] = _digest(data)
+        write_subnet(place / f"{subnet.name}.json", subnet, supernet=recogniser.fingerprint(), more=more)
+    except OSError as error:
+        raise WorkError(
+            f"{place}: size {subnet.name} cannot be written ({error}); free space, or copy the model to a folder that "
+            "you may write to"
+        ) from error
 
 
 def read_sizes(folder: Path, recogniser: Recogniser) -> list[Size]:
@@ -208,13 +215,15 @@ def extract_size(spec: str | Path, name: str, output: Path) -> dict[str, Any]:
     refuse_full(output)
     elastic = Elastic(recogniser.model)
     small = alone(recogniser, elastic, size)
+    plan = elastic.plan(size.subnet)
+    layers = {"original_layers": list(plan.layers), "voices": _for_voices(elastic.anatomy, plan)}
+    document = {k: size.document[k] for k in ("costs", "results")}
     try:
-        small.save(output)
-        plan = elastic.plan(size.subnet)
-        layers = {"original_layers": list(plan.layers), "voices": _for_voices(elastic.anatomy, plan)}
-        document = {k: size.document[k] for k in ("costs", "results")}
+        # first: weights without it would pass for a base of their own
+        output.mkdir(parents=True, exist_ok=True)
         write_subnet(output / SUBNET, size.subnet, supernet=recogniser.fingerprint(), more=layers | document)
-    except OSError as error:
+        small.save(output)
+    except (OSError, SafetensorError) as error:  # the second is how the library reports a full disk
         raise WorkError(f"{output}: cannot be written ({error}); free space or name another folder") from error
     return write_derived_card(
         output, small, card, results=size.document["results"],
@@ -257,7 +266,11 @@ def compare_sizes(
             "layer_macs_share": round(costs["layer_macs"] / largest, 4), "macs": costs["macs"],
         }  # fmt: skip
         if corpus is None:
-            role = roles[0] if roles else next(role for role in ("test", "dev") if role in size.document["results"])
+            role = roles[0] if roles else next((r for r in ("test", "dev") if r in size.document["results"]), "")
+            if not role:
+                raise UsageError(
+                    f"size {size.subnet.name} of {spec} was measured on nothing yet; give a manifest to compare on"
+                )
             found = size.document["results"][role]
             role = role if roles else f"{role} ({str(_heard(size, role))[:8]})"
         else:

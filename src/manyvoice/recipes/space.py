@@ -159,7 +159,7 @@ class Space:
         predictor = self.generator.predictor
         if predictor is None:
             raise UsageError("this space has no predictor; learn the voice from utterances with texts")
-        return predictor(listen(self.model, features))
+        return predictor(listen(self.model, features, predictor.taps))
 
     def starts(self, corpus: Corpus, features: Features, speech: Mapping[str, Sequence[int]]) -> dict[str, Floats]:
         """For whom learning had better begin at the predicted place than at the mean, and that place.
@@ -218,6 +218,7 @@ class Space:
         job = OwnerTraining(bank, said, collator, losses, torch.no_grad()(objective), schedule, seed=wanted.seed)
         job.optimizer = SpaceAdamW(self.generator, bank, wanted.lr)
         job.run(progress)
+        job.raise_if_all_lost()
         return bank
 
     def refine(
@@ -238,6 +239,7 @@ class Space:
         collator = Collator(corpus, features, tokens, augment=MASKS if wanted.masks else None, seed=wanted.seed)
         job = OwnerTraining(bank, speech, collator, *plain_losses(self.variant), schedule, seed=wanted.seed)
         best = job.run(progress)
+        job.raise_if_all_lost()
         return bank, [best[row] for row in range(1, len(bank))]
 
     def evaluate(
@@ -382,15 +384,15 @@ class _Making:
         return job.run(lambda done, n, _: self.watcher.progress("training", done, n), halfway)
 
     def _predictor(self, features: HeldFeatures, own_SE: Floats) -> Predictor:
-        found = []
+        found, taps = [], taps_of(self.recogniser.model)
         for speaker in self.mine:
             rows = (*speaker.adapt, *speaker.choose)
-            heard = listen(self.recogniser.model, [features.of(i, 0) for i in rows])
+            heard = listen(self.recogniser.model, [features.of(i, 0) for i in rows], taps)
             seconds = [float(self.corpus.durations_N[i]) for i in rows]
             drawn = examples(heard, seconds, key=f"{self.wanted.seed} {speaker.name}")
             found.append(np.concatenate([Heard.pooled(parts) for parts in drawn]))
         pooled = self._gathered(np.stack(found)).reshape(len(self.speakers), EXAMPLES, -1)
-        return fit_predictor(pooled, own_SE, [tap.name for tap in taps_of(self.recogniser.model)])
+        return fit_predictor(pooled, own_SE, taps)
 
     def _measured(self, bank: Bank, features: HeldFeatures) -> dict[str, Any]:
         """Speakers' utterances that report, on the base and with the voices they have here."""

@@ -17,7 +17,7 @@ from manyvoice.errors import UsageError, VoiceError
 from manyvoice.recipes.sizes import find_size
 from manyvoice.recipes.transcribe import Transcript, Weights
 from manyvoice.recipes.variant import Variant, load_variant, of_size, whole_variant
-from manyvoice.submodels.cache import VoiceCache
+from manyvoice.submodels.cache import near
 from manyvoice.submodels.pool import Loader, Narrowing, Resolver, Voices
 from manyvoice.submodels.receipt import Receipt
 from manyvoice.submodels.store import TENANT, Store
@@ -135,10 +135,17 @@ class Served:
         return self.voiced.owned(self.names)
 
     def as_dict(self) -> dict[str, Any]:
-        """How many utterances ran with which voice, by the receipts, with hash, method and sites."""
+        """How many utterances ran with which voice, by the receipts, with hash, method and sites.
+
+        Raises: VoiceError if a voice was replaced meanwhile: the figures would be of two.
+        """
         found: dict[str, dict[str, Any]] = {}
         for receipt in self.voiced.receipts:
             entry = found.setdefault(receipt.voice or "", receipt.as_dict() | {"utterances": 0})
+            if entry["hash"] != receipt.hash:
+                raise VoiceError(
+                    f"the voice {receipt.voice!r} was replaced in the store while this was evaluated; run it again"
+                )
             entry["utterances"] += 1
         return {"base": found.pop("", {}).get("utterances", 0), "voices": found}
 
@@ -176,7 +183,7 @@ def serve_speakers(
         some = ", ".join(sorted(known)[:5]) or "nobody"
         raise UsageError(f"--voices {store}: nobody in the corpus's field {by!r} has a voice there; it has {some}")
     variant = load_variant(spec, size, base=bases[0])
-    return Served(_voiced(variant, place, VoiceCache(place, host_bytes=_HOST_BYTES), tenant), names)
+    return Served(_voiced(variant, place, near(place, host_bytes=_HOST_BYTES), tenant), names)
 
 
 def load_voiced(
@@ -192,7 +199,7 @@ def load_voiced(
         place = Store(store)
         found = place.get(voice, tenant)
         variant = load_variant(spec, size, base=found.base)
-        voiced = _voiced(variant, place, VoiceCache(place, host_bytes=_HOST_BYTES), tenant)
+        voiced = _voiced(variant, place, near(place, host_bytes=_HOST_BYTES), tenant)
     elif voice is not None and Path(voice).is_file():
         file = _File(Path(voice))
         found, speaker = file.voice, file.voice.card.get("speaker")

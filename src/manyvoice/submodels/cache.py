@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import final
 
 from manyvoice.errors import UsageError, VoiceError
+from manyvoice.submodels.index import copies_of
 from manyvoice.submodels.names import HASH, cached_as, unquote
 from manyvoice.submodels.places import LocalPlace
 from manyvoice.submodels.store import TENANT, Store
@@ -27,6 +28,8 @@ from manyvoice.submodels.voice import Voice
 
 Key = tuple[str, str]  # tenant, hash
 _DIGITS = 64  # of a hash
+# Copies of what is far away, on this machine's disk: some thousand voices of a few hundred kB, our choice.
+_DISK_BYTES = 2**30
 
 
 @final
@@ -231,6 +234,12 @@ class VoiceCache:
             key = next(key for key in self._host if key not in self._pins)
             self._bytes -= self._host.pop(key).size
             self._evictions += 1
+
+
+def near(store: Store, *, host_bytes: int) -> VoiceCache:
+    """A cache as a store wants it: one that is not on this machine keeps copies on the disk, in the user's cache."""
+    disk = None if store.is_local else copies_of(store.url)
+    return VoiceCache(store, host_bytes=host_bytes, disk=disk, disk_bytes=_DISK_BYTES)
 
 
 @final

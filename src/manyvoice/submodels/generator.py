@@ -33,7 +33,7 @@ from manyvoice.submodels.method import Edit, make_method
 from manyvoice.submodels.optim import RowAdamW
 from manyvoice.submodels.places import LocalPlace
 from manyvoice.submodels.predict import Predictor
-from manyvoice.submodels.voice import Voice
+from manyvoice.submodels.voice import Voice, digest_of_file
 
 FORMAT, FILE = "generator.v1", "space.safetensors"
 _ENTRY = "manyvoice"
@@ -78,7 +78,7 @@ class Generator:
         if self.predictor is not None:
             tensors |= {f"predictor/{name}": t for name, t in self.predictor.tensors().items()}
         _check_finite(tensors, "this space")
-        document["digest"] = _digest(document, tensors)
+        document["digest"] = digest_of_file(document, tensors)
         return save(tensors, {_ENTRY: json.dumps(document, sort_keys=True, ensure_ascii=False)})
 
     @cached_property
@@ -182,7 +182,7 @@ class Generator:
         document = _document(data, path)
         try:
             stored = load(data)
-            if document.pop("digest") != _digest(document, stored):
+            if document.pop("digest") != digest_of_file(document, stored):
                 raise VoiceError(f"{path}: was changed since it was written; {_WAY_OUT}")
             parts: dict[str, dict[str, Tensor]] = {"shared": {}, "own": {}, "predictor": {}}
             for name, tensor in stored.items():
@@ -284,14 +284,6 @@ def _document(data: bytes, path: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise VoiceError(f"{path}: format {version!r}, but this version reads {FORMAT}; {_WAY_OUT}")
     return document
-
-
-def _digest(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

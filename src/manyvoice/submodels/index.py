@@ -67,6 +67,11 @@ def index_of(url: str) -> Path:
     return user_cache("stores") / f"{_digest(url)}.sqlite"
 
 
+def copies_of(url: str) -> Path:
+    """Where copies of a far store's voices lie on this machine: ``$MANYVOICE_CACHE/voices``, or the user's."""
+    return user_cache("voices") / _digest(url)
+
+
 @final
 class Copies:
     """Folders on this machine that keep copies of a store's voices: a small file for each, in ``$MANYVOICE_CACHE``.

@@ -9,9 +9,10 @@ import os
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, final
 
@@ -26,7 +27,10 @@ except ImportError:  # Windows
 _TICK_NS = 2_000_000_000
 _LEFTOVER = ".tmp-"
 # What file systems say of a file that changes whenever it does, best first.
-_STAMPS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+_VERSIONS = ("ETag", "etag", "md5Hash", "generation")
+# When it last did, often in whole seconds and by a clock that is not ours: only what is older than this is known by it.
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
+_SETTLED_S = 60.0
 
 
 @final
@@ -233,8 +237,7 @@ class RemotePlace(Place):
             name = str(row["name"]).rstrip("/").rpartition("/")[2]
             # object stores list the marker of an empty folder as if it were in itself
             if str(row["name"]).strip("/") != here.strip("/"):
-                stamp = next((f"{row[key]} {row.get('size')}" for key in _STAMPS if row.get(key)), "")
-                found.append(Found(name, stamp, row["type"] == "directory"))
+                found.append(Found(name, _remote_stamp(row), row["type"] == "directory"))
         return found
 
     def lock(self, path: str) -> AbstractContextManager[None]:
@@ -242,6 +245,27 @@ class RemotePlace(Place):
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
+
+
+def _remote_stamp(row: Mapping[str, Any]) -> str:
+    version = next((row[key] for key in _VERSIONS if row.get(key)), None)
+    if version is None:
+        version = next((row[key] for key in _TIMES if row.get(key)), None)
+        seconds = _seconds(version)
+        if seconds is None or abs(time.time() - seconds) < _SETTLED_S:
+            return ""
+    return f"{version} {row.get('size')}"
+
+
+def _seconds(when: Any) -> float | None:
+    """Since 1970, of what file systems take for a time; None if it cannot be told, as without a time zone."""
+    with suppress(ValueError, TypeError):
+        if isinstance(when, str):
+            when = datetime.fromisoformat(when)
+        if isinstance(when, datetime):
+            return when.timestamp() if when.tzinfo else None
+        return float(when)
+    return None
 
 
 @contextmanager

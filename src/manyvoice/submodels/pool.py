@@ -187,6 +187,11 @@ class Voices:
             again = True
         return [outcomes[b] for b in range(len(voices))]
 
+    def forget(self, hash: str, tenant: str = "default") -> None:
+        """Wipe a voice that was removed from the device; a cache that was given as ``voices`` forgets by itself."""
+        with self._lock:
+            self._slots.forget((tenant, hash))
+
     def _resolve(self, requests: Mapping[int, _Request]) -> tuple[dict[int, Key | None], dict[int, ManyvoiceError]]:
         """What each utterance wants, or what is wrong with its name; one name has one meaning in all of the batch."""
         found: dict[_Request, Key | None] = {}
@@ -321,6 +326,14 @@ class _Slots:
             if slot is not None:
                 placed[b] = held[key] = slot
         return placed
+
+    @torch.no_grad()
+    def forget(self, key: Key) -> None:
+        """No number of it is left in its row."""
+        if (slot := self._slots.pop(key, None)) is not None:
+            for p in slot.bank.tensors.values():
+                p[slot.row].zero_()
+            self._free[slot.bank].append(slot.row)
 
     def _touch(self, key: Key) -> None:
         self._slots.move_to_end(key)

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from manyvoice.errors import VoiceError
-from manyvoice.models.anatomy import Tap, anatomy_of, family_of
+from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.types import Seconds, mask_of
 
 Floats = NDArray[np.float64]
@@ -65,33 +65,36 @@ class Heard:
         return np.concatenate([mean, np.sqrt(np.maximum(square - mean * mean, 0.0))])
 
 
-def taps_of(model: PreTrainedModel) -> tuple[Tap, ...]:
-    """The taps that are listened to: at :data:`DEPTHS` of the layers."""
-    inside = [tap for tap in anatomy_of(model).taps if tap.layer >= 0]
+def taps_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """Paths of the modules that a new predictor listens to: at :data:`DEPTHS` of the layers."""
+    inside = [tap.name for tap in anatomy_of(model).taps if tap.layer >= 0]
     return tuple(inside[k] for k in sorted({round(depth * (len(inside) - 1)) for depth in DEPTHS}))
 
 
 @torch.no_grad()
-def listen(model: PreTrainedModel, features: Sequence[Tensor], *, frames: int = 12_000) -> list[Heard]:
+def listen(
+    model: PreTrainedModel, features: Sequence[Tensor], taps: Sequence[str], *, frames: int = 12_000
+) -> list[Heard]:
     """What the bare model hears in each utterance.
 
-    Args: features: T F of each.  frames: padded feature frames of a batch, at most; 12,000 are two minutes.
+    Args: features: T F of each.  taps: paths of the modules to listen to.  frames: padded feature frames of a batch,
+        at most; 12,000 are two minutes.
     """
     heard: dict[int, Heard] = {}
     order = sorted(range(len(features)), key=lambda k: -len(features[k]))
     while order:
         count = max(1, frames // len(features[order[0]]))
         some, order = order[:count], order[count:]
-        heard |= dict(zip(some, _listen(model, [features[k] for k in some]), strict=True))
+        heard |= dict(zip(some, _listen(model, [features[k] for k in some], taps), strict=True))
     return [heard[k] for k in range(len(features))]
 
 
-def _listen(model: PreTrainedModel, features: Sequence[Tensor]) -> Iterator[Heard]:
+def _listen(model: PreTrainedModel, features: Sequence[Tensor], taps: Sequence[str]) -> Iterator[Heard]:
     was_training = model.training
     model.eval()
     len_B = torch.tensor([len(x) for x in features], device=model.device)
     x_BTF = pad_sequence(list(features), batch_first=True).to(model.device, model.dtype)
-    with _tapped(model, taps_of(model)) as states:
+    with _tapped(model, taps) as states:
         encoded = family_of(model).encode(model, x_BTF, len_B)
     model.train(was_training)
     inside_BT1 = mask_of(encoded.len_B, encoded.x.shape[1])[:, :, None]
@@ -103,12 +106,12 @@ def _listen(model: PreTrainedModel, features: Sequence[Tensor]) -> Iterator[Hear
 
 
 @contextmanager
-def _tapped(model: PreTrainedModel, taps: Iterable[Tap]) -> Iterator[list[Tensor]]:
-    """Inside, the list holds what the modules of the taps put out last, B T D each, in order."""
+def _tapped(model: PreTrainedModel, taps: Iterable[str]) -> Iterator[list[Tensor]]:
+    """Inside, the list holds what these modules put out last, B T D each, in order."""
     states: list[Tensor] = []
     with ExitStack() as hooks:
         for tap in taps:
-            module = model.get_submodule(tap.name)
+            module = model.get_submodule(tap)
             handle = module.register_forward_hook(lambda _, __, out: states.append(out))
             hooks.callback(handle.remove)
         yield states

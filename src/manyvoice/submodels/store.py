@@ -27,7 +27,7 @@ from typing import Any, final
 from manyvoice.errors import UsageError, VoiceError
 from manyvoice.submodels.index import Copies, Entry, Index, Names, index_of
 from manyvoice.submodels.names import HASH, cached_as, name_path, quote, tenant_path, unquote, voice_path
-from manyvoice.submodels.places import open_place
+from manyvoice.submodels.places import LocalPlace, open_place
 from manyvoice.submodels.voice import Voice, read_metadata
 
 FORMAT = "store.v1"
@@ -67,6 +67,11 @@ class Store:
         self._index = Index(index or index_of(self.url))
         self._copies = Copies(self.url)
         self._known = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files are in a folder of this machine."""
+        return isinstance(self._place, LocalPlace)
 
     def add(self, voice: Voice, name: str, tenant: str = TENANT) -> str:
         """Keep a voice under a name, in place of what had the name before; returns its hash."""

@@ -191,7 +191,7 @@ class OwnerTraining:
 
         Args: progress: told of (round, rounds, owners still training).  halfway: where the run is kept now and then and
             when it is stopped, and goes on from, bit for bit; whoever gives it removes it.
-        Raises: WorkError if a loss is not finite; KeyboardInterrupt after the round in hand.
+        Raises: WorkError if a loss is not finite where tensors are shared; KeyboardInterrupt after the round in hand.
         """
         begun = self._resumed(halfway)
         if begun == 0:
@@ -310,17 +310,25 @@ class OwnerTraining:
     def _see(self, rows: Sequence[int], means_P: Tensor, round: int) -> None:
         """Owners whose loss is no number stop, and are what they were at their best; the others know nothing of it.
 
-        Raises: WorkError where they share tensors, or nobody is left.
+        Raises: WorkError where they share tensors.
         """
         bad = [row for row, fine in zip(rows, means_P.isfinite().tolist(), strict=True) if not fine]
         self.active.difference_update(bad)
         self.lost |= dict.fromkeys(bad, round)
-        if bad and (self.shared is not None or len(self.lost) == len(self.bank) - 1):
-            names = ", ".join(" ".join(self.bank.owners[row - 1].split("\n")) for row in bad[:5])
-            raise WorkError(
-                f"the loss of {names} is not finite in round {round}; try a lower learning rate, or look at these "
-                "speakers' utterances"
-            )
+        if bad and self.shared is not None:
+            raise self._not_finite(bad)
+
+    def raise_if_all_lost(self) -> None:
+        """WorkError if no owner's loss stayed finite; whoever knows that these owners are all there are asks."""
+        if len(self.lost) == len(self.bank) - 1:
+            raise self._not_finite(sorted(self.lost))
+
+    def _not_finite(self, rows: Sequence[int]) -> WorkError:
+        names = ", ".join(" ".join(self.bank.owners[row - 1].split("\n")) for row in rows[:5])
+        return WorkError(
+            f"the loss of {names} is not finite in round {min(self.lost[row] for row in rows)}; try a lower learning "
+            "rate, or look at these speakers' utterances"
+        )
 
     def _step_shared(self, owners: int, rate: float) -> None:
         """The mean over the owners of the step, on all processes."""
