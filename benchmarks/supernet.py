@@ -64,6 +64,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "alpha": {"elastic": {"distill": "alpha"}},
     "fixed dropout": {"elastic": {"dropout": False}},
     "AdamW": {"optimizer": {"name": "adamw"}},
+    "Eden": {"optimizer": {"schedule": "eden"}},
     "no sandwich": {"elastic": {"sandwich": False}},
     # the others count for nothing once the smallest has grown: is the largest's gain from growing alone?
     "only the largest once grown": {"elastic": {"weight": 1e-9}},
