@@ -442,7 +442,7 @@ def _digits_aim(bench: Bench) -> None:
     newest: dict[bool, dict[tuple[str, int], dict[str, Any]]] = {True: {}, False: {}}
     for row in bench.find(kind="digits"):
         if "choose_nats" in row:
-            newest[row["masks"]][row["speaker"], row["draw"]] = row
+            newest[row["masks"]][row["speaker"], row.get("draw", 0)] = row
     both = newest[True].keys() & newest[False].keys()
     if not both:
         return
@@ -454,7 +454,7 @@ def _digits_aim(bench: Bench) -> None:
         mine = [r for r in rows if r["speaker"] == speaker]
         told[speaker] = f"{mine[0]['wer_before']:.1%} to " + " ".join(f"{r['wer_after']:.1%}" for r in mine)
     bench.aims.append(
-        Aim(name=f"digits: relative reduction of WER from {_seconds(rows)} of speech, mean over speakers and draws of it",
+        Aim(name=f"digits: relative reduction of WER from {_seconds(rows)} of speech, mean over speakers and draws",
             sense="at least", limit=LESS_DIGITS, unit="relative", measured=relative,
             why=", ".join(f"{speaker} {text}" for speaker, text in told.items())
                 + f"; {'masked' if masks else 'plain'} speech to learn from, as the strings that choose say; "
