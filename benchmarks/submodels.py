@@ -262,11 +262,12 @@ def digits(bench: Bench) -> None:
         wish = digit_wish(bench, masks=masks)
         started = time.perf_counter()
         output = fresh(bench, f"digits-{speaker}-{draw}", wish)
+        begun_before = output.exists()
         (outcome,) = personalize(base, corpus, output, wish, watcher=bench.watcher).outcomes
         bench.row(
             seed=0, kind="digits", speaker=speaker, draw=draw, method=wish.method, settings=wish.settings,
             rounds=wish.schedule.rounds, lr=wish.schedule.lr,
-            masks=masks, minutes=round((time.perf_counter() - started) / 60, 2),
+            masks=masks, minutes=None if begun_before else round((time.perf_counter() - started) / 60, 2),
             choose_nats=outcome.choose_nats[1], **unique_seconds(bench, speaker, draw), **rates(outcome),
         )  # fmt: skip
 

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+# Python binds a subpackage's name here when it is first imported. This one's is also a function's, which must stay.
+_import_module("manyvoice.train")
+del globals()["train"]
+
 if TYPE_CHECKING:
     from manyvoice.config import RunConfig, make_run, read_run
     from manyvoice.data.check import check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 import pytest
 
 from manyvoice.cli import main
+from manyvoice.errors import WorkError
+from manyvoice.recipes.pareto import draw
 
 
 class Command(Protocol):
@@ -149,6 +152,7 @@ def test_unreadable_sound_is_named_and_can_be_left_out(
         (["--longest", "0"], 2, "must be seconds above 0"),
         (["--hotword", "x=y"], 2, "the bonus after = must be a number"),
         (["--lm", "missing.arpa"], 1, "missing.arpa"),
+        (["--beam", "0"], 2, "Invalid value for '--beam'"),
         (["--fromat", "text"], 2, "No such option"),
     ],
 )
@@ -167,6 +171,37 @@ def test_no_such_model_and_no_such_file(test_tones: Path, trained: Path, tmp_pat
     done = manyvoice("transcribe", trained / "model", tmp_path / "nothing.wav")
     assert done.returncode == 2
     assert "no such file or folder" in done.stderr
+
+
+def test_check_of_no_folder_and_of_a_run(trained: Path, tmp_path: Path, manyvoice: Command) -> None:
+    done = manyvoice("check", tmp_path / "nothing")
+    assert done.returncode == 1 and "nothing: no such folder" in done.stderr
+    done = manyvoice("check", trained)
+    assert done.returncode == 1 and f"give {trained / 'model'}, which has one" in done.stderr
+
+
+def test_subnets_are_not_measured_for_nothing(tmp_path: Path, manyvoice: Command) -> None:
+    """No model is there, so whatever is refused is refused before it is looked for."""
+    done = manyvoice("subnets", tmp_path / "nothing", "compare", "--plot", tmp_path / "x.foo")
+    assert done.returncode == 2 and "no picture ends in .foo; it must be one of" in done.stderr and "png" in done.stderr
+    (tmp_path / "file").write_text("")
+    done = manyvoice("subnets", tmp_path / "nothing", "compare", "--plot", tmp_path / "file" / "x.png")
+    assert done.returncode == 1 and "x.png: cannot be written" in done.stderr
+    done = manyvoice("subnets", tmp_path / "nothing", "find", tmp_path / "dev.jsonl", "--search", -3)
+    assert done.returncode == 2 and "Invalid value for '--search'" in done.stderr
+
+
+def test_a_plot_over_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(WorkError, match=r"x\.png: cannot be written"):
+        draw({"sizes": [(1.0, 0.1, None)]}, tmp_path / "x.png")
+
+
+def test_python_runs_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["manyvoice", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("manyvoice", run_name="__main__")
+    assert not stop.value.code and capsys.readouterr().out.startswith("manyvoice ")
 
 
 def test_check_holds_then_finds_a_changed_weight(trained: Path, tmp_path: Path, manyvoice: Command) -> None:

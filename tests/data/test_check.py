@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from manyvoice.data.check import Problem, Report, check
 from manyvoice.data.manifest import ArrayAudio, Corpus, Utterance, open_corpus
+from manyvoice.data.tokens import train_tokenizer
 from manyvoice.errors import CorpusError
 from manyvoice.types import Seconds
 
@@ -106,6 +107,12 @@ def test_texts(corpus_of: Callable[..., Corpus]) -> None:
     report = check(corpus_of(*rows), tokenizer=Letters())
     assert found(report) == [("empty text", 0), ("unknown characters", 1), ("empty text", 2)]
     assert "'AB': the tokenizer has none" in report.problems[1].message
+
+
+def test_words_that_a_word_tokenizer_lacks_are_called_words(corpus_of: Callable[..., Corpus]) -> None:
+    report = check(corpus_of(row(text="up x down")), tokenizer=train_tokenizer(["up"], "words"))
+    assert found(report) == [("unknown words", 0)]
+    assert "'down x': the tokenizer knows whole words and not these; leave the row out" in report.problems[0].message
 
 
 def test_duplicate_ids_keep_the_first(corpus_of: Callable[..., Corpus]) -> None:

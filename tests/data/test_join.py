@@ -192,6 +192,12 @@ def test_an_existing_folder_is_kept(tmp_path):
         join_clips(corpus(ann=2), tmp_path / "out", strings=1, clips=1)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CorpusError, match="file/out: cannot be made"):
+        join_clips([clip("ann", 0)], tmp_path / "file" / "out", strings=1, clips=1)
+
+
 def test_a_clip_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     gone = Utterance(id="g", audio=FileAudio(tmp_path / "gone.wav"), duration=Seconds(1.0), text="a", speaker="s")
     with pytest.raises(AudioError, match=r"gone\.wav"):

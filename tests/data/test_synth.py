@@ -13,7 +13,7 @@ import soundfile
 from manyvoice.data import synth
 from manyvoice.data.espeak import Engine
 from manyvoice.data.synth import NOISES, SynthSpec, add_noise, reverberate, synthesise, synthesise_splits
-from manyvoice.errors import SynthesisError, UsageError
+from manyvoice.errors import SynthesisError, UsageError, WorkError
 
 HAS_PROGRAM = shutil.which("espeak-ng") is not None
 try:
@@ -178,6 +178,12 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file; name a folder"):
         synthesise(SynthSpec(utterances=1), tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkError, match="file/out': cannot be made"):
+        synthesise(SynthSpec(utterances=1), tmp_path / "file" / "out")
 
 
 def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manyvoice.decode.lm import BOS, EOS, MISSING_UNK, UNK, NGram, train_ngram
-from manyvoice.errors import DecodeError
+from manyvoice.errors import DecodeError, WorkError
 
 ARPA = r"""made by hand
 
@@ -190,6 +190,16 @@ def test_a_higher_order_knows_its_text_better():
     text = ["the cat sat on the mat", "the dog sat on the log", "a cat and a dog sat"] * 3
     scores = [sum(train_ngram(text, order).sentence(line.split()) for line in text) for order in (1, 2, 3)]
     assert scores == sorted(scores)
+
+
+def test_folders_are_made_for_a_model_or_it_is_said_why_not(tmp_path):
+    lm = train_ngram(["a b"], 2)
+    lm.write_arpa(tmp_path / "new" / "folder" / "lm.arpa")
+    assert NGram.read_arpa(tmp_path / "new" / "folder" / "lm.arpa").order == 2
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "lm.arpa", tmp_path / "new"):
+        with pytest.raises(WorkError, match=f"{place}: cannot be written"):
+            lm.write_arpa(place)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

@@ -121,6 +121,14 @@ def test_damage_is_named(copy: Path, spoil: object, text: str) -> None:
         Recogniser.load(copy)
 
 
+def test_the_folder_of_a_run_points_to_its_model(copy: Path) -> None:
+    run = copy.parent / "run"
+    run.mkdir()
+    copy.rename(run / "model")
+    with pytest.raises(ModelError, match=f"run holds no config.json.*; give {run / 'model'}, which is one"):
+        Recogniser.load(run)
+
+
 def test_a_tokenizer_of_another_model_is_refused(copy: Path) -> None:
     train_tokenizer(["other words"], "characters").save(copy)
     with pytest.raises(ModelError, match="they belong to different models"):

@@ -57,3 +57,5 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="is there already and no demo's folder"):
         demo(tmp_path)
+    with pytest.raises(UsageError, match="thesis.txt is a file; choose a folder"):
+        demo(tmp_path / "thesis.txt")

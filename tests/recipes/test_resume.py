@@ -17,6 +17,7 @@ from manyvoice.config import RunConfig, make_run
 from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.recipes import train as recipe
 from manyvoice.recipes.train import train
+from manyvoice.train import checkpoint
 from manyvoice.train.checkpoint import Keeper
 from manyvoice.train.metrics import TIMINGS, read_metrics
 from manyvoice.train.step import PlainStep
@@ -248,7 +249,7 @@ def test_a_full_disk_loses_nothing(configure: Made, whole: Path, tmp_path: Path)
         def save(*args: Any, **options: Any) -> Any:
             saved.append(1)
             if len(saved) == 3:
-                patch.setattr("manyvoice.train.checkpoint._write_bytes", full)
+                patch.setattr(checkpoint, "_write_bytes", full)
             return plain(*args, **options)
 
         def full(*_: object, **__: object) -> None:

@@ -34,10 +34,11 @@ from manyvoice.errors import ConfigError, ModelError, UsageError, WorkError
 from manyvoice.models.anatomy import parameter_count
 from manyvoice.models.load import build_model
 from manyvoice.recipes import find
+from manyvoice.recipes import sizes as recipe_sizes
 from manyvoice.recipes.card import check_model, read_card
 from manyvoice.recipes.prepare import build_recogniser, dry_run
 from manyvoice.recipes.ready import passes_of
-from manyvoice.recipes.sizes import compare_sizes, describe, extract_size, load_size, read_sizes, write_size
+from manyvoice.recipes.sizes import Size, compare_sizes, describe, extract_size, load_size, read_sizes, write_size
 from manyvoice.recipes.sizing import Sizer
 from manyvoice.recipes.train import claim_folder, train
 from manyvoice.recipes.watch import Silent
@@ -230,6 +231,31 @@ def five_folders(run: RunConfig, manifests: list[str], tmp_path: Path) -> None:
         ours = load_size(model, size.subnet.name).logp(features, lengths).x
         torch.testing.assert_close(logits.log_softmax(-1), ours, atol=1e-5, rtol=1e-5)
     assert {p.name for p in tmp_path.iterdir()} >= {"100", "75", "55", "40", "25"}
+
+
+def test_a_finished_model_is_whole_while_the_same_command_runs_again(
+    made: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = made(tmp_path / "run")
+    model = train(config)
+
+    def files() -> dict[str, bytes]:
+        return {str(p.relative_to(model)): p.read_bytes() for p in model.rglob("*") if p.is_file()}
+
+    whole, write = files(), recipe_sizes.write_size
+
+    def killed(recogniser: Recogniser, size: Size, more: dict[str, Any]) -> None:
+        if size.subnet.name == "60":
+            raise KeyboardInterrupt
+        write(recogniser, size, more)
+
+    monkeypatch.setattr(recipe_sizes, "write_size", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert files() == whole and not list(model.parent.glob("model.*"))
+    monkeypatch.setattr(recipe_sizes, "write_size", write)
+    assert train(config) == model
+    assert files().keys() == whole.keys() and files()["model.safetensors"] == whole["model.safetensors"]
 
 
 def test_a_stopped_supernet_goes_on_bit_for_bit(

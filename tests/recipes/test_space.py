@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from manyvoice.data.manifest import ArrayAudio, Corpus, Utterance, open_corpus
 from manyvoice.data.tokens import train_tokenizer
 from manyvoice.decode.evaluate import evaluate
 from manyvoice.decode.recogniser import Recogniser
-from manyvoice.errors import UsageError, VoiceError
+from manyvoice.errors import UsageError, VoiceError, WorkError
 from manyvoice.models.batchnorm import recalibrate
 from manyvoice.models.load import build_model
 from manyvoice.recipes import space as recipe
@@ -248,6 +249,29 @@ def test_a_prediction_that_does_not_help_gives_way_to_learning(base: Path, space
     refused = run(base, wrong, stranger(), tmp_path / "b", how="predict")
     assert refused.voice is None and "nothing was stored" in refused.text()
     assert not (tmp_path / "b").exists()
+
+
+def test_who_made_the_space_verifies_nothing(base: Path, space: Path, tmp_path: Path) -> None:
+    known = open_corpus(whistled("s3", KEYS[3], 6, 777))
+    found = run(base, space, known, tmp_path / "a")
+    assert found.verified is None and found.voice is not None and "the space has learned from s3" in found.text()
+    assert Store(tmp_path / "a").get("new").card["verified"] is None
+    travelled = tmp_path / "travelled"
+    travelled.mkdir()
+    shutil.copy(space / "space.safetensors", travelled)
+    assert run(base, travelled, known, tmp_path / "b").verified is not None, "who made it is not in its file"
+
+
+def test_a_space_that_learned_nothing_is_none(base: Path, tmp_path: Path) -> None:
+    corpus = open_corpus([u for k, key in enumerate(KEYS[:4]) for u in whistled(f"s{k}", key, 4, 100 + k)])
+    still = Schedule(rounds=2, lr=0.0, shared_lr=0.0, every=1)
+    wanted = SpaceTraining(settings={"dim": 2, "rank": 2}, split=Split(choose=1, test=1), schedule=still)
+    with pytest.raises(WorkError, match="nothing was learned in 2 rounds"):
+        train_space(base, corpus, tmp_path / "space", wanted)
+    assert not (tmp_path / "space" / "space.safetensors").exists()
+    for make in (lambda: SpaceTraining(schedule=Schedule(rounds=0)), lambda: Learning(rounds=-4)):
+        with pytest.raises(UsageError, match="must be 1 or more"):
+            make()
 
 
 def test_one_utterance_is_enough_to_learn_from(base: Path, space: Path, tmp_path: Path) -> None:

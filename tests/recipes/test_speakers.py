@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from manyvoice.data.manifest import Corpus, open_corpus
@@ -48,6 +48,7 @@ def ids(corpus: Corpus, speaker: Speaker) -> list[set[str]]:
 def test_parts_are_disjoint_and_follow_from_ids_alone(
     counts: list[int], choose: float, test: float, adapt: int | None, order: random.Random
 ) -> None:
+    assume(max(choose, test) >= 1 or choose + test < 0.99)
     corpus, split = corpus_of(*counts), Split(choose=choose, test=test, adapt=adapt, seed=3)
     speakers, left_out = split_speakers(corpus, "speaker", split)
     assert sorted([s.name for s in speakers] + list(left_out)) == corpus.speakers()
@@ -115,3 +116,11 @@ def test_numbers_that_cannot_be(wrong: dict[str, float]) -> None:
     (name,) = wrong
     with pytest.raises(UsageError, match=f"split.{name} = .*: must be"):
         Split(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.6), (0.7, 0.3)])
+def test_shares_that_leave_nothing_to_learn_from_are_refused(shares: tuple[float, float]) -> None:
+    choose, test = shares
+    with pytest.raises(UsageError, match=f"{choose} and split.test = {test}: shares that add up to 1 or more"):
+        Split(choose=choose, test=test)
+    assert Split(choose=choose, test=test, field="part").field == "part", "where the manifest says it, shares do not"

@@ -129,7 +129,7 @@ def imports_point_down(source: Source, layers: list[set[str]] | None = None) -> 
     layers = layers_in((ROOT / MAP).read_text("utf-8")) if layers is None else layers
     level = {name: i for i, layer in enumerate(layers) for name in layer}
     for module in source.values():
-        if module.name == PACKAGE:
+        if module.name in (PACKAGE, f"{PACKAGE}.__main__"):
             continue
         package = module.name.split(".")[1]
         if package not in level:
@@ -161,7 +161,7 @@ def files_are_neither_huge_nor_crumbs(source: Source) -> Iterator[str]:
     for module in source.values():
         if module.lines > FILE_LINES:
             yield f"{module.path} has {module.lines} lines, at most {FILE_LINES}; split it where it holds a second idea"
-        if module.lines < FILE_LINES_LEAST and not module.path.endswith("__init__.py"):
+        if module.lines < FILE_LINES_LEAST and not module.path.endswith(("__init__.py", "__main__.py")):
             yield f"{module.path} has {module.lines} lines, at least {FILE_LINES_LEAST}; join it to its user"
     if (tail := p90([module.lines for module in source.values()])) > FILE_LINES_P90:
         longest = sorted(source.values(), key=lambda m: -m.lines)[:5]

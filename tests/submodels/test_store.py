@@ -307,8 +307,13 @@ def test_damaged_voices_are_refused_by_name_and_can_be_repaired(local: Store) ->
     hash = local.add(voice(1), "ann")
     local.add(voice(2), "bob")
     path = Path(local.url, "default", "voices", f"{hash}.safetensors")
-    for data, listed in ((voice(1).data[:-9], ""), (voice(1).data[:40], "is no voice file"), (b"", "is no voice file"),
-                         (save({"x": torch.ones(2)}), "is no voice file"), (voice(3).data, "")):  # fmt: skip
+    for data, listed in (
+        (voice(1).data[:-9], " bytes; copy"),
+        (voice(1).data[:40], "is no voice file"),
+        (b"", "is no voice file"),
+        (save({"x": torch.ones(2)}), "is no voice file"),
+        (voice(3).data, ""),
+    ):
         path.write_bytes(data)
         with pytest.raises(VoiceError, match=rf"{hash}\.safetensors: holds .* copy the voice again"):
             local.get("ann")

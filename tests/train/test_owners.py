@@ -20,6 +20,7 @@ from manyvoice.errors import WorkError
 from manyvoice.models.anatomy import anatomy_of, family_of
 from manyvoice.submodels.bank import Bank
 from manyvoice.submodels.method import make_method
+from manyvoice.train import owners as owners_module
 from manyvoice.train.halfway import Halfway
 from manyvoice.train.objective import ctc_per_utterance, scores_of
 from manyvoice.train.owners import OwnerTraining, Schedule, Speech, packed, visit
@@ -66,7 +67,7 @@ def training(
     schedule: Schedule = SCHEDULE, lrs: tuple[float, ...] = (),
 ) -> OwnerTraining:  # fmt: skip
     rows = Rows()
-    monkeypatch.setattr("manyvoice.train.owners.Collator", lambda *_: rows)
+    monkeypatch.setattr(owners_module, "Collator", lambda *_: rows)
 
     def loss(bank: Bank, batch: Batch) -> Tensor:
         with bank.on(base, batch.owner_B):

@@ -24,7 +24,7 @@ def subnets(
     speed: Annotated[bool, typer.Option(help="Measure how fast each size runs here.")] = True,
     budget: Annotated[float, typer.Option(help="That find may spend.")] = 0.5,
     of: Annotated[str, typer.Option(help="macs (a share), parameters, or latency (ms for 10 s here).")] = "macs",
-    search: Annotated[int, typer.Option(help="Random subnets that find tries beside the uniform one.")] = 0,
+    search: Annotated[int, typer.Option(min=0, help="Random subnets that find tries beside the uniform one.")] = 0,
     test: Annotated[Path | None, typer.Option(help="Manifest that find reports on, not the one it chooses on.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Add what find has found to the sizes.")] = False,
     as_json: AsJson = False,
@@ -71,13 +71,15 @@ def subnets(
         card = sizes.extract_size(model, str(what), folder)
         emit({"folder": str(folder), **card}, as_json=as_json, text=f"{folder}: {card['parameters']} parameters")
     else:
+        from manyvoice.recipes import pareto
+
+        if plot is not None:
+            pareto.check_plot(plot)
         with Terminal() as terminal:
             corpus = None if what is None else open_corpus(what)
             rows = sizes.compare_sizes(model, corpus, speed=speed, watcher=terminal)
         if plot is not None:
-            from manyvoice.recipes.pareto import draw
-
-            draw({"sizes": [(r["layer_macs_share"], r["wer"], r["wer_interval"]) for r in rows]}, plot)
+            pareto.draw({"sizes": [(r["layer_macs_share"], r["wer"], r["wer_interval"]) for r in rows]}, plot)
         _show_table(rows, as_json=as_json)
 
 

@@ -23,11 +23,12 @@ def transcribe(
         ),
     ] = None,
     longest: Annotated[float, typer.Option(help="Seconds; longer recordings are cut at pauses.")] = 30.0,
-    beam: Annotated[int, typer.Option(help="Beam width; 1 is greedy.")] = 1,
-    lm: Annotated[Path | None, typer.Option(help="N-gram language model (ARPA) for the beam.")] = None,
+    beam: Annotated[int, typer.Option(min=1, help="Beam width; 1 is greedy.")] = 1,
+    lm: Annotated[Path | None, typer.Option(help="N-gram language model (ARPA); the beam is at least 2 then.")] = None,
     lm_weight: Annotated[float, typer.Option(help="Weight of the language model.")] = 0.5,
     hotword: Annotated[
-        list[str] | None, typer.Option(help="A word or phrase to favour, as text or text=bonus.")
+        list[str] | None,
+        typer.Option(help="A word or phrase to favour, as text or text=bonus; the beam is at least 2."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="One of a supernet's sizes, such as 55.")] = None,
     voice: Annotated[str | None, typer.Option(help="A voice file, or a name in the store.")] = None,

@@ -28,6 +28,7 @@ Kind = Literal[
     "empty text",
     "duplicate id",
     "unknown characters",
+    "unknown words",
     "too many labels",
     "silence",
     "fast speech",
@@ -231,8 +232,7 @@ class _Rows:
         labels: Sequence[object] = text
         if self._tokenizer is not None:
             if lacking := self._tokenizer.unknown(text):
-                shown = "".join(sorted(lacking)) if all(len(c) == 1 for c in lacking) else " ".join(sorted(lacking))
-                self.note("unknown characters", where, f"{shown!r}: the tokenizer has none; normalise the text", i)
+                self._note_unknown(lacking, where, i)
                 return
             labels = self._tokenizer.encode(text)
             if not labels:
@@ -246,6 +246,15 @@ class _Rows:
         if needed > frames:
             said = f"needs {needed} encoder frames for {len(labels)} labels, {utterance.duration:g} s give {frames}"
             self.note("too many labels", where, f"{said}; correct the text or the duration", i)
+
+    def _note_unknown(self, lacking: set[str], where: str, i: int) -> None:
+        # where every token is a word, what is unknown is one; a tokenizer that does not say is taken for one of pieces
+        if getattr(self._tokenizer, "boundary", "prefix") == "every":
+            said = "the tokenizer knows whole words and not these; leave the row out, or take another tokenizer"
+            self.note("unknown words", where, f"{' '.join(sorted(lacking))!r}: {said}", i)
+            return
+        shown = ("" if all(len(c) == 1 for c in lacking) else " ").join(sorted(lacking))
+        self.note("unknown characters", where, f"{shown!r}: the tokenizer has none; normalise the text", i)
 
 
 def _where(error: CorpusError) -> str:

@@ -56,8 +56,8 @@ def join_clips(
         balance: "speaker" gives every speaker as many strings (one more or less), "clip" gives each as many strings as
             its share of the clips.
     Returns: the manifest.
-    Raises: CorpusError if ``out`` exists, a number makes no sense, or the rows cannot give such strings; nothing is
-        written then. AudioError if a clip cannot be read.
+    Raises: CorpusError if ``out`` exists or cannot be made, a number makes no sense, or the rows cannot give such
+        strings; nothing is written then. AudioError if a clip cannot be read.
     """
     fewest, most = (clips, clips) if isinstance(clips, int) else clips
     _check_numbers(strings, fewest, most, gap, balance)
@@ -66,8 +66,7 @@ def join_clips(
     groups = _grouped(open_corpus(rows), by, most)
     order = sorted(groups)
     shuffled = [order[k] for k in _generator(seed, "order").permutation(len(order))]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    aside = _beside(out)
     try:
         (aside / "audio").mkdir()
         with (aside / "manifest.jsonl").open("w", encoding="utf-8") as manifest:
@@ -86,6 +85,15 @@ def join_clips(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return out / "manifest.jsonl"
+
+
+def _beside(out: Path) -> Path:
+    """A new folder on the same disk, to be renamed."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise CorpusError(f"{out}: cannot be made ({error}); choose another folder") from error
 
 
 def _check_numbers(strings: int, fewest: int, most: int, gap: tuple[Seconds, Seconds], balance: str) -> None:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from manyvoice.data.espeak import ENGINES, Engine, Line, open_engine
 from manyvoice.data.grammar import GRAMMARS, Phrase, PhraseSource, read_sentences
 from manyvoice.data.voices import DIALECTS, ENGLISH, Speaker, draw_speakers, language_of, script, speaker_split
-from manyvoice.errors import Mistake, SynthesisError, UsageError
+from manyvoice.errors import Mistake, SynthesisError, UsageError, WorkError
 
 HERTZ = 16_000
 FORMATS = ("flac", "wav")
@@ -153,7 +153,8 @@ def synthesise(
     With ``jobs`` above 1, the calling script needs the usual ``if __name__ == "__main__":``, as for any process pool.
 
     Args: jobs: processes.  overwrite: replace a corpus that is there.  progress: called with (done, all).
-    Raises: UsageError if ``out`` exists and may not be replaced, or no phrase fits; SynthesisError if espeak-ng fails.
+    Raises: UsageError if ``out`` exists and may not be replaced, or no phrase fits; WorkError if it cannot be made;
+        SynthesisError if espeak-ng fails.
     """
     with _Aside(out, overwrite) as folder, _Speech(spec, jobs) as speech:
         speakers = draw_speakers(spec.speakers, spec.dialects, seed=spec.seed, atypical=spec.atypical)
@@ -252,7 +253,10 @@ class _Aside:
 
     def __enter__(self) -> Path:
         shutil.rmtree(self._folder, ignore_errors=True)  # what a killed run left
-        self._folder.mkdir(parents=True)
+        try:
+            self._folder.mkdir(parents=True)
+        except OSError as error:
+            raise WorkError(f"out = {str(self._out)!r}: cannot be made ({error}); name another folder") from error
         return self._folder
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from manyvoice.errors import DecodeError
+from manyvoice.errors import DecodeError, WorkError
 
 COUNT = re.compile(r"ngram\s+(\d+)\s*=\s*(\d+)")
 # Not str.strip's default: a word may hold any other white space, such as a no-break space.
@@ -138,7 +138,18 @@ def _number(lines: _Lines, text: str, what: str) -> float:
 
 
 def write_entries(path: Path, sections: Sequence[Sequence[Entry]]) -> None:
-    """Write the n-grams of each order; zero back-offs are left out, as the format allows."""
+    """Write the n-grams of each order; zero back-offs are left out, as the format allows.
+
+    Raises: WorkError if the file or a folder above it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, sections)
+    except OSError as error:
+        raise WorkError(f"{path}: cannot be written ({error}); check the folder and the space left") from error
+
+
+def _write(path: Path, sections: Sequence[Sequence[Entry]]) -> None:
     with path.open("w", encoding="utf-8") as out:
         print("\\data\\", *(f"ngram {n}={len(s)}" for n, s in enumerate(sections, start=1)), sep="\n", file=out)
         for order, section in enumerate(sections, start=1):

@@ -134,7 +134,8 @@ class Comparison:
     Args:
         difference: relative, new to base; negative is fewer errors.  lower, upper: its one-sided bounds at `level`.
         interval: its two-sided interval at `level`.
-        smallest_detectable: the smallest relative difference that this test could have seen, at 80 % power.
+        smallest_detectable: the smallest relative increase that this test could have seen, at 80 % power; where errors
+            are few it is large, 1 being twice as many.
         words: reference words of the test set, counted once.
     """
 
@@ -170,7 +171,7 @@ class Comparison:
         return (
             f"{self.new} {self.new_rate:.2%} against {self.base} {self.base_rate:.2%}: {self.difference:+.1%} relative "
             f"(one-sided {self.level:.0%} bounds {self.lower:+.1%} and {self.upper:+.1%}); {self.verdict}: "
-            f"{self.reason}. The smallest difference this test could have seen is {self.smallest_detectable:.1%} "
+            f"{self.reason}. The smallest increase of errors it could have seen is {self.smallest_detectable:.1%} "
             f"({self.words:,} words, {self.utterances:,} utterances, {_seeds(self.seeds)})."
         )
 

@@ -46,7 +46,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} holds no config.json, so it is no model folder; give one that has it") from error
+        inner = folder / "model"
+        way_out = f"give {inner}, which is one" if (inner / "config.json").is_file() else "give one that has it"
+        raise ModelError(f"{folder} holds no config.json, so it is no model folder; {way_out}") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); write the model again") from error
     if not isinstance(config, dict):

@@ -176,7 +176,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} holds no {CARD}: nothing says where this model comes from") from error
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: no such folder; give the folder of a model") from error
+        inner = folder / "model"
+        way_out = f"; give {inner}, which has one" if (inner / CARD).is_file() else ""
+        raise ModelError(f"{folder} holds no {CARD}: nothing says where this model comes from{way_out}") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:

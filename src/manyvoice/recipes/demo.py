@@ -80,9 +80,11 @@ def demo(
 
     Args: utterances, epochs: of the base.  rounds: steps of each voice.
 
-    Raises: UsageError if the folder holds something else; SynthesisError without espeak-ng.
+    Raises: UsageError if the folder is a file or holds something else; SynthesisError without espeak-ng.
     """
     watcher = watcher or Silent()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose a folder with --folder")
     if folder.exists() and any(folder.iterdir()) and not (folder / "speech").exists():
         raise UsageError(f"{folder} is there already and no demo's folder; choose another with --folder")
     seconds: dict[str, float] = {}

@@ -78,7 +78,8 @@ class Enrolled:
         replaced: hash of the voice that had the name until now, if another one had.
         predicted, learned, refined: relative nats against the base (``refined``: against the voice before), measured on
             utterances that were not heard or learned from, except that ``refined`` chose among its rounds by them.
-        moved: whether refining changed the voice after it was measured.
+        moved: whether refining changed the voice after it was measured.  known: whether the space has learned from
+            this speaker, so that what was measured is no proof.
         said: what was decided and why, in order.
     """
 
@@ -91,6 +92,7 @@ class Enrolled:
     learned: Difference | None = None
     refined: float | None = None
     moved: bool = False
+    known: bool = False
     replaced: str | None = None
     said: list[str] = field(default_factory=list)
 
@@ -103,7 +105,7 @@ class Enrolled:
     def verified(self) -> Difference | None:
         """What was measured of the voice itself, if that beats the base with its whole interval; None if not."""
         measured = self.measured
-        return None if self.moved or measured is None or not measured.better else measured
+        return None if self.moved or self.known or measured is None or not measured.better else measured
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -235,6 +237,12 @@ class _Labelled:
         self.chooses = tuple(range(len(corpus) - held, len(corpus)))
         seconds = float(corpus.durations_N.sum())
         self.found = Enrolled(name=name, seconds=round(seconds, 2), utterances=len(corpus))
+        if known := sorted({str(u.speaker) for u in corpus} & space.speakers):
+            self.found.known = True
+            self.found.said.append(
+                f"the space has learned from {known[0]}, maybe from these very utterances: nothing below verifies the "
+                "voice"
+            )
 
     def run(self) -> tuple[Enrolled, Voice | None]:
         """What came out, and the voice if it is to be kept."""

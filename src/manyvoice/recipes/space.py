@@ -8,7 +8,7 @@ output/space.safetensors  what voices share, where speakers lie, the predictor  
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,6 +75,9 @@ class SpaceTraining:
     masks: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _check_rounds(self.schedule.rounds)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,14 @@ class Learning:
     prior: float = 3.0
     masks: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_rounds(self.rounds)
+
+
+def _check_rounds(rounds: int) -> None:
+    if rounds < 1:
+        raise UsageError(f"rounds = {rounds}: must be 1 or more")
 
 
 @final
@@ -131,10 +142,12 @@ class Difference:
 class Space:
     """A space on its base: predicts, learns and places speakers.
 
+    Args: speakers: that it was made from, as far as is known.
     Raises: VoiceError if the space was not made for that base.
     """
 
-    def __init__(self, variant: Variant, generator: Generator) -> None:
+    def __init__(self, variant: Variant, generator: Generator, speakers: Set[str] = frozenset()) -> None:
+        self.speakers = speakers
         recogniser = variant.recogniser
         self.variant, self.model = variant, recogniser.model
         self.generator = generator.check(
@@ -145,7 +158,10 @@ class Space:
     @classmethod
     def load(cls, base: str | Path, space: Path) -> Space:
         """By the base's folder or hub id, and the space's file or folder."""
-        return cls(whole_variant(Recogniser.load(base)), Generator.read(space))
+        made_of = space if space.is_dir() else space.parent
+        # who a space has learned from is not in its file, which may travel without the report
+        speakers = read_report(made_of).get("speakers", ()) if (made_of / REPORT).exists() else ()
+        return cls(whole_variant(Recogniser.load(base)), Generator.read(space), frozenset(speakers))
 
     def bank(self, owners: Sequence[str]) -> Bank:
         """Rows at the mean of the training speakers."""
@@ -262,7 +278,7 @@ def train_space(
 
     Raises: UsageError for a method that shares nothing, fewer than 4 speakers with three utterances, or a folder that
         holds the space of other settings; CorpusError for a manifest with bad rows; WorkError if a speaker's loss is
-        not finite.
+        not finite, or no round was better than the base.
     """
     accelerator = distributed.start("fp32", cpu=True)
     main = accelerator.is_main_process
@@ -359,6 +375,11 @@ class _Making:
         features = HeldFeatures(self.corpus, self.recogniser.log_mel, rows, said)
         bank = Bank(self.variant.anatomy, self.method, [s.name for s in self.mine], seed=self.wanted.seed)
         best = self._train(bank, features, halfway)
+        if all(one.round == 0 for one in best.values()):
+            raise WorkError(
+                f"nothing was learned in {self.wanted.schedule.rounds} rounds: the utterances that choose were never "
+                "explained better than by the base; give more speech of each speaker, or other rates"
+            )
         own_SE = self._gathered(own_of(bank).detach().double().cpu().numpy())
         self.watcher.note(f"fitting what predicts a voice from speech, on {len(own_SE)} speakers")
         predictor = self._predictor(features, own_SE)

@@ -35,6 +35,11 @@ class Split:
         for name, value in (("choose", self.choose), ("test", self.test)):
             if not 0 < value < float("inf") or (value > 1 and value != int(value)):
                 raise UsageError(f"split.{name} = {value}: must be a share between 0 and 1, or a number of utterances")
+        if self.field is None and self.choose < 1 and self.test < 1 and self.choose + self.test > 1 - 1e-9:
+            raise UsageError(
+                f"split.choose = {self.choose} and split.test = {self.test}: shares that add up to 1 or more leave "
+                "nothing to learn from; lower one of them"
+            )
         if self.adapt is not None and self.adapt < 1:
             raise UsageError(f"split.adapt = {self.adapt}: must be 1 or more utterances; leave it away to take all")
 

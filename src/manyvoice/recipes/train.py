@@ -27,7 +27,7 @@ from manyvoice.decode.recogniser import Recogniser
 from manyvoice.elastic.subnet import Subnet
 from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.models import batchnorm
-from manyvoice.recipes.card import Provenance, write_card
+from manyvoice.recipes.card import CARD, Provenance, write_card
 from manyvoice.recipes.prepare import feed, prepare, unaugmented
 from manyvoice.recipes.ready import learning_rate, make_optimizer, passes_of, ready, what_null_means
 from manyvoice.recipes.sizes import save_sizes
@@ -36,6 +36,7 @@ from manyvoice.recipes.watch import Silent, Watcher
 from manyvoice.train import distributed
 from manyvoice.train.accounting import Leftovers, large_blocks_apart
 from manyvoice.train.checkpoint import Keeper, Kept, Loaded, average, load
+from manyvoice.train.durable import place
 from manyvoice.train.interrupt import Interrupt
 from manyvoice.train.limits import Limits, Version
 from manyvoice.train.loop import fit
@@ -304,11 +305,12 @@ class Training:
             chosen = self._choose()
             self.model.float()
             recogniser = self.prepared.recogniser
-            _save_aside(recogniser, folder)
-            if isinstance(self.passes, SupernetPasses):
-                save_sizes(folder, self.passes, self._forwards, self.prepared, self.watcher, frozen=self.frozen)
-            provenance = Provenance.of(self.config, self.prepared.corpora, chosen, self.command)
-            write_card(folder, recogniser, provenance, self.prepared.corpora, self.watcher)
+            with _in_place_of(folder) as made:
+                _save_aside(recogniser, made)
+                if isinstance(self.passes, SupernetPasses):
+                    save_sizes(made, self.passes, self._forwards, self.prepared, self.watcher, frozen=self.frozen)
+                provenance = Provenance.of(self.config, self.prepared.corpora, chosen, self.command)
+                write_card(made, recogniser, provenance, self.prepared.corpora, self.watcher)
         self.accelerator.wait_for_everyone()
         distributed.stop_group()
         return folder
@@ -391,6 +393,24 @@ def _differences(one: Any, other: Any, path: str = "") -> list[str]:
         names = sorted({*one, *other})
         return [d for n in names for d in _differences(one.get(n), other.get(n), f"{path}.{n}" if path else n)]
     return [] if one == other else [f"{path}: {one!r} there, {other!r} here"]
+
+
+@contextmanager
+def _in_place_of(folder: Path) -> Iterator[Path]:
+    """Where to write a model: its folder, or beside it while a finished one is there, which it then replaces."""
+    if not (folder / CARD).exists():
+        yield folder
+        return
+    aside = folder.with_name(f"{folder.name}.new")
+    try:
+        yield aside
+        place(aside, folder, lambda _: None)
+    except OSError as error:
+        raise WorkError(
+            f"{folder}: cannot be replaced ({error}); free space, then run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _save_aside(recogniser: Recogniser, folder: Path) -> None:

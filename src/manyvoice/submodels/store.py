@@ -28,7 +28,7 @@ from manyvoice.errors import UsageError, VoiceError
 from manyvoice.submodels.index import Copies, Entry, Index, Names, index_of
 from manyvoice.submodels.names import HASH, cached_as, name_path, quote, tenant_path, unquote, voice_path
 from manyvoice.submodels.places import LocalPlace, open_place
-from manyvoice.submodels.voice import Voice, read_metadata
+from manyvoice.submodels.voice import Voice, read_metadata, size_of
 
 FORMAT = "store.v1"
 TENANT = "default"
@@ -270,6 +270,8 @@ class Store:
                 data, size = self._place.head(path, header)
         where = self._place.shown(path)
         document = read_metadata(data, where)
+        if size != (whole := size_of(data)):
+            raise VoiceError(f"{where}: has {size} of {whole} bytes; copy the voice again from where it is whole")
         method, base, card = (document.get(key) for key in ("method", "base", "card"))
         if not (isinstance(method, str) and isinstance(base, str) and isinstance(card, dict)):
             raise VoiceError(f"{where}: says no method, base and card; add the voice again from where it is whole")

@@ -188,6 +188,13 @@ def read_metadata(data: bytes, where: str) -> dict[str, Any]:
     return found
 
 
+def size_of(data: bytes) -> int:
+    """Bytes that a file with this header has if it is whole. Only for what :func:`read_metadata` has read."""
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size])
+    return size + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+
+
 def digest_of_file(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """sha256, in hexadecimal, of what a file says of itself and of its tensors by name; it stands in the file."""
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
