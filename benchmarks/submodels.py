@@ -458,7 +458,8 @@ def _digits_aim(bench: Bench) -> None:
         Aim(name=f"digits: relative reduction of WER from {_seconds(rows)} of speech, mean over speakers and draws",
             sense="at least", limit=LESS_DIGITS, unit="relative", measured=relative,
             why=", ".join(f"{speaker} {text}" for speaker, text in told.items())
-                + f"; {'masked' if masks else 'plain'} speech to learn from, as the strings that choose say; "
+                + f": {relative:.1%} less; {'masked' if masks else 'plain'} speech to learn from, as the strings that "
+                "choose say; "
                 f"{'plain' if masks else 'masked'}, {other:.1%}")
     )  # fmt: skip
 
