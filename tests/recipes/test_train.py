@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from manyvoice.config import RunConfig, make_run
+from manyvoice.config import CorpusConfig, RunConfig, make_run
+from manyvoice.data.manifest import open_corpus
 from manyvoice.decode.recogniser import Recogniser
 from manyvoice.errors import CheckpointError, UsageError, WorkError
 from manyvoice.models.batchnorm import masked_norms
 from manyvoice.recipes import train as recipe
 from manyvoice.recipes.card import read_card
-from manyvoice.recipes.prepare import feed, prepare, unaugmented
+from manyvoice.recipes.prepare import feed, open_corpora, prepare, unaugmented
 from manyvoice.recipes.train import claim_folder, train
 from manyvoice.recipes.watch import Silent
 from manyvoice.train.checkpoint import Keeper
@@ -100,6 +102,22 @@ def test_runs_on_the_same_speech_share_a_cache(configure: Made, plain: Path, tmp
     assert losses(tmp_path / "three") == losses(tmp_path / "one") == losses(plain)
     fingerprints = {configure(tmp_path / "x", corpus__cache=c).fingerprint() for c in ("true", tmp_path, "other")}
     assert len(fingerprints) == 1
+
+
+def test_dev_is_split_by_speaker_only_where_all_are_known(speak_tones: Callable[..., Path], tmp_path: Path) -> None:
+    spoken = [replace(u, speaker=f"s{k}") for k, u in enumerate(open_corpus(speak_tones(tmp_path / "tones", 12, 0)))]
+    for name, rows, told in (
+        ("known", [replace(u, id=f"{u.id}-{k}") for u in spoken for k in range(2)], 0),
+        ("partly", [*spoken[1:], replace(spoken[0], speaker=None)], 1),
+        ("few", spoken[:9], 1),
+    ):
+        open_corpus(rows).write(tmp_path / f"{name}.jsonl")
+        notes: list[str] = []
+        watcher = SimpleNamespace(note=notes.append, progress=lambda *_: None)
+        parts = open_corpora(CorpusConfig(train=str(tmp_path / f"{name}.jsonl"), dev_share=0.25), 0, watcher)
+        assert len(parts.train) + len(parts.dev) == len(rows) and len(parts.dev) >= 2
+        assert len([note for note in notes if "the same people may be on both sides" in note]) == told
+        assert told or not set(parts.train.speakers()) & set(parts.dev.speakers())
 
 
 def test_activation_checkpointing_changes_no_loss(configure: Made, tmp_path: Path) -> None:

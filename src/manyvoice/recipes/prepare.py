@@ -72,7 +72,14 @@ def open_corpora(config: CorpusConfig, seed: int, watcher: Watcher) -> Corpora:
     test = opened(config.test, "test") if config.test else None
     if config.dev:
         return Corpora(train, opened(config.dev, "dev"), test)
-    by = "speaker" if len(train.speakers()) >= SPEAKERS_TO_SPLIT_BY else "utterance"
+    by = "utterance"
+    if len(train.speakers()) >= SPEAKERS_TO_SPLIT_BY and all(u.speaker is not None for u in train):
+        by = "speaker"
+    else:
+        watcher.note(
+            f"dev: {config.dev_share:.0%} of train by utterance, so the same people may be on both sides; rows of "
+            f"{SPEAKERS_TO_SPLIT_BY} speakers or more, all with a speaker, are split by speaker"
+        )
     parts = train.split(by=by, shares={"train": 1.0 - config.dev_share, "dev": config.dev_share}, seed=seed)
     if not len(parts["train"]) or not len(parts["dev"]):
         raise CorpusError(
