@@ -31,8 +31,8 @@ class CorpusConfig(_Section):
 
     Args: train, dev, test: a manifest, a folder, ``hf:name``, or a list of them.  dev_share: where there is no
         ``dev``, this share of the training hours is kept for it: whole speakers where there are enough, otherwise
-        utterances.  skip_bad: leave bad rows out, counted and listed.  cache: keep features on disk, or decoded sound where
-        augmentation changes it: in the run's folder, or in one that is named here and that runs share.
+        utterances.  skip_bad: leave bad rows out, counted and listed.  cache: keep features on disk, or decoded sound
+        where augmentation changes it: in the run's folder, or in one that is named here and that runs share.
         licence: of the data, for the model card.
     """
 
