@@ -68,7 +68,11 @@ def run(bench: Bench) -> None:
         gain=float((right["voices"] - right["base"]).sum() / each.sum()),
         gain_interval=[float(q) for q in np.quantile(gain_M, (0.025, 0.975))],
     )  # fmt: skip
-    # of the base that understands these speakers best
+    aims(bench)
+
+
+def aims(bench: Bench) -> None:
+    """By the base that understands these speakers best."""
     found = max(bench.find(kind="prompts"), key=lambda row: (row["base"], row["date"]))
     bench.aims = [
         Aim(name=f"the right prompt of {found['prompts']} is picked more often with voices: lower end of the gain",
