@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,16 @@ def test_runs_append_and_aims_are_computed(tmp_path: Path) -> None:
     assert (aim["aim"], aim["measured"], aim["holds"]) == ("at most 2 things", 3.0, False)
     assert {"date", "commit", "machine", "command", "seed"} <= set(found["rows"][0])
     assert "value=3" in found["rows"][1]["command"]
+
+
+def test_an_option_that_nothing_asks_for_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks"
+    (folder / "results").mkdir(parents=True)
+    (folder / "my_question.py").write_text(SOURCE)
+    notes: list[str] = []
+    watcher = SimpleNamespace(note=notes.append, progress=lambda *_: None)
+    run_question("my-question", ["value=3", "valeu=2"], watcher, work=tmp_path / "work", folder=folder)
+    assert notes == ["valeu: nothing asked for this; the file my_question.py says which options there are"]
 
 
 def test_rows_name_no_folder_of_one_machine(tmp_path: Path) -> None:

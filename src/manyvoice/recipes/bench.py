@@ -86,6 +86,7 @@ class Bench:
         accelerator: bool = False,
     ) -> None:
         self.question, self.work, self.options, self.watcher = question, work, dict(options), watcher
+        self.asked: set[str] = set()
         name = f"{question}-gpu.json" if accelerator else f"{question}.json"
         self.path = folder / "results" / name if self.option("toy", "") == "" else work / name
         self.rows: list[dict[str, Any]] = []
@@ -98,6 +99,7 @@ class Bench:
 
     def option(self, name: str, default: str) -> str:
         """A setting given as ``name=value``."""
+        self.asked.add(name)
         return self.options.get(name, default)
 
     @property
@@ -189,6 +191,9 @@ def run_question(
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(question, folder, work, {name: value for name, _, value in pairs}, watcher)
     module_of(path).run(bench)
+    # what a question asks for depends on its other options, so it is known only now
+    if unused := [name for name in bench.options if name not in bench.asked]:
+        watcher.note(f"{', '.join(unused)}: nothing asked for this; the file {path.name} says which options there are")
     bench.save()
     return bench.document()
 
