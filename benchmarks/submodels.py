@@ -443,7 +443,7 @@ def _digits_aim(bench: Bench) -> None:
     newest: dict[bool, dict[tuple[str, int], dict[str, Any]]] = {True: {}, False: {}}
     for row in bench.find(kind="digits"):
         if "choose_nats" in row:
-            newest[row["masks"]][row["speaker"], row.get("draw", 0)] = row
+            newest[row["masks"]][row["speaker"], row["draw"]] = row
     both = newest[True].keys() & newest[False].keys()
     if not both:
         return
@@ -459,8 +459,7 @@ def _digits_aim(bench: Bench) -> None:
             sense="at least", limit=LESS_DIGITS, unit="relative", measured=relative,
             why=", ".join(f"{speaker} {text}" for speaker, text in told.items())
                 + f": {relative:.1%} less; {'masked' if masks else 'plain'} speech to learn from, as the strings that "
-                "choose say; "
-                f"{'plain' if masks else 'masked'}, {other:.1%}")
+                f"choose say; {'plain' if masks else 'masked'}, {other:.1%}")
     )  # fmt: skip
 
 
@@ -476,8 +475,8 @@ def _hours_aim(bench: Bench) -> None:
     one, each = (jobs[arm] for arm in ("one job for all", "one job for each"))
     same = sum(one["of_three"][name] == got for name, got in each["of_three"].items())
     bench.aims.append(
-        Aim(name=name, sense="at least", limit=1.0,
-            unit="times", measured=round(one["voices_an_hour"] / each["voices_an_hour"], 3),
+        Aim(name=name, sense="at least", limit=1.0, unit="times",
+            measured=round(one["voices_an_hour"] / each["voices_an_hour"], 3),
             why=f"{one['voices_an_hour']:g} against {each['voices_an_hour']:g}; {same} of {len(each['of_three'])} "
                 "speakers get the very same")
     )  # fmt: skip

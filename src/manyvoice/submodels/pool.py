@@ -188,7 +188,7 @@ class Voices:
         return [outcomes[b] for b in range(len(voices))]
 
     def forget(self, hash: str, tenant: str = "default") -> None:
-        """Wipe a voice that was removed from the device; a cache that was given as ``voices`` forgets by itself."""
+        """Wipe a voice that was removed from the device; the cache that it came through has a `forget` of its own."""
         with self._lock:
             self._slots.forget((tenant, hash))
 
